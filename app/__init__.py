@@ -1,0 +1,1 @@
+"""Leukoscope's inference service: pictures of white blood cells in, ALL or HEM out."""

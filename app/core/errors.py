@@ -1,0 +1,106 @@
+"""The domain's exceptions. They know nothing of HTTP; `app.problems` maps each one to a status.
+
+LeukoscopeError
+├── InputError                  what the caller sent is wrong
+│   ├── ImageError              one picture is wrong; its neighbours are not
+│   │   ├── UndecodableImageError
+│   │   └── ImageTooLargeError
+│   ├── MalformedFormError
+│   ├── UnsupportedMediaTypeError
+│   ├── BodyTooLargeError
+│   └── TooManyImagesError
+├── ServiceError                the service can't answer now
+│   ├── QueueFullError
+│   ├── DeadlineExceededError
+│   ├── NotReadyError
+│   └── InferenceError
+└── ModelError                  what is installed under models/ is wrong
+    ├── ManifestError
+    ├── ModelIntegrityError
+    ├── GoldenMismatchError
+    └── ProviderError
+"""
+
+
+class LeukoscopeError(Exception):
+    """Base of every error that this project raises on purpose; its text is fit to show."""
+
+
+class InputError(LeukoscopeError):
+    """The caller sent something that can't be answered."""
+
+
+class ImageError(InputError):
+    """One picture can't be used."""
+
+
+class UndecodableImageError(ImageError):
+    """The bytes are no picture of an accepted format, or a damaged one."""
+
+
+class ImageTooLargeError(ImageError):
+    """The picture has more pixels than the service accepts."""
+
+
+class MalformedFormError(InputError):
+    """The multipart form can't be parsed or has no usable part."""
+
+
+class UnsupportedMediaTypeError(InputError):
+    """The content type is neither a form nor an accepted image type."""
+
+
+class BodyTooLargeError(InputError):
+    """The request has more bytes than the service accepts."""
+
+
+class TooManyImagesError(InputError):
+    """The request has more pictures than the service accepts at once."""
+
+
+class ServiceError(LeukoscopeError):
+    """The service can't answer now; nothing is wrong with the request."""
+
+
+class QueueFullError(ServiceError):
+    """As many pictures are waiting as the service admits.
+
+    Attributes:
+        retry_after_s: When room is likely, in seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceededError(ServiceError):
+    """The answer was not there within the time limit."""
+
+
+class NotReadyError(ServiceError):
+    """The service is starting, draining, or has no working model."""
+
+
+class InferenceError(ServiceError):
+    """The model failed on a batch, or gave numbers that are no answer."""
+
+
+class ModelError(LeukoscopeError):
+    """A model folder can't be served."""
+
+
+class ManifestError(ModelError):
+    """A manifest is missing, is no JSON, or says something that is not understood."""
+
+
+class ModelIntegrityError(ModelError):
+    """A model file is missing or is not the one that the manifest names by its hash."""
+
+
+class GoldenMismatchError(ModelError):
+    """The loaded model does not reproduce the output that was stored at export."""
+
+
+class ProviderError(ModelError):
+    """The execution provider that was asked for is not the one that runs."""

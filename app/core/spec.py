@@ -1,0 +1,216 @@
+"""The model manifest: labels, preprocessing, thresholds, hashes. It travels with the weights."""
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self, get_args
+
+from app.core.errors import ManifestError
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_FILE: Final = "manifest.json"
+MODEL_FILE: Final = "model.onnx"
+REPORT_FILE: Final = "report.json"
+CARD_FILE: Final = "MODEL_CARD.md"
+
+Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
+_VERSION: Final = re.compile(r"\d+\.\d+\.\d+(?:-[0-9a-z.-]+)?")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ManifestError(message)
+
+
+def _finite(*values: float) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How a decoded RGB picture becomes the model's input.
+
+    Attributes:
+        crop_px: Side of the centred square that is kept, in pixels of the picture; None keeps
+            the whole picture.
+        size_px: Side of the model's input, in pixels.
+        resample: Pillow's name of the resize filter.
+        mean: Per RGB channel, in units of 0..255; subtracted inside the graph.
+        std: Per RGB channel, in units of 0..255; divided by inside the graph.
+    """
+
+    crop_px: int | None
+    size_px: int
+    resample: Resample
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        crop = self.crop_px
+        _require(
+            crop is None or (isinstance(crop, int) and 16 <= crop <= 4096), f"crop_px: null or 16..4096, not {crop!r}"
+        )
+        _require(
+            isinstance(self.size_px, int) and 16 <= self.size_px <= 1024, f"size_px: 16..1024, not {self.size_px!r}"
+        )
+        _require(self.resample in get_args(Resample), f"resample: one of {get_args(Resample)}, not {self.resample!r}")
+        _require(len(self.mean) == 3 and _finite(*self.mean), f"mean: 3 finite numbers, not {self.mean!r}")
+        _require(
+            len(self.std) == 3 and _finite(*self.std) and min(self.std) > 0,
+            f"std: 3 positive numbers, not {self.std!r}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewBand:
+    """Where a person should look again: ``low <= P(ALL) <= high``, after temperature scaling."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _require(
+            _finite(self.low, self.high) and 0 <= self.low <= self.high <= 1,
+            f"review: 0 <= low <= high <= 1, not {self.low!r} and {self.high!r}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """One picture and the model's answer to it, stored at export and reproduced before serving.
+
+    Attributes:
+        image_png: The picture, a PNG in base64.
+        input_sha256: Hash of the preprocessed bytes: decoding and resizing must agree exactly.
+        logits: The model's output, one number per label.
+        atol: Largest absolute difference of a logit that passes.
+    """
+
+    image_png: str
+    input_sha256: str
+    logits: tuple[float, ...]
+    atol: float
+
+    def __post_init__(self) -> None:
+        _require(bool(_SHA256.fullmatch(self.input_sha256)), "golden.input_sha256: 64 hexadecimal digits")
+        _require(_finite(*self.logits), "golden.logits: finite numbers")
+        _require(_finite(self.atol) and self.atol > 0, "golden.atol: a positive number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All that the service must know of a model, and what its users may ask.
+
+    Attributes:
+        name: Such as ``efficientnet-b3``; the folder's parent carries the same name.
+        version: Semantic version; the folder carries the same.
+        architecture: The network's name in the training registry.
+        precision: Of the arithmetic, such as ``fp32``.
+        labels: The classes, in the order of the logits.
+        preprocessing: From picture to input.
+        temperature: Logits are divided by it (Guo et al. 2017, arXiv:1706.04599).
+        review: The band of P(ALL) that a person should see.
+        files: Each other file of the folder and its SHA-256.
+        golden: Input and output to reproduce.
+        split: Name of the split that the figures were measured on.
+        provenance: Data, start weights, configuration, seed, code version; free form.
+        licence: Of the weights, with attributions; free form.
+    """
+
+    name: str
+    version: str
+    architecture: str
+    precision: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    temperature: float
+    review: ReviewBand
+    files: dict[str, str]
+    golden: Golden
+    split: str
+    provenance: dict[str, Any]
+    licence: dict[str, Any]
+    schema: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _require(self.schema == SCHEMA_VERSION, f"schema: {SCHEMA_VERSION} is understood, not {self.schema!r}")
+        _require(bool(_NAME.fullmatch(self.name)), f"name: lower case, digits and '-', not {self.name!r}")
+        _require(bool(_VERSION.fullmatch(self.version)), f"version: such as 1.0.0, not {self.version!r}")
+        _require(sorted(self.labels) == ["ALL", "HEM"], f"labels: ALL and HEM, not {self.labels!r}")
+        _require(_finite(self.temperature) and self.temperature > 0, "temperature: a positive number")
+        _require(MODEL_FILE in self.files, f"files: {MODEL_FILE} is missing")
+        for file, digest in self.files.items():
+            _require(Path(file).name == file and file not in {"", ".", ".."}, f"files: a plain file name, not {file!r}")
+            _require(bool(_SHA256.fullmatch(digest)), f"files.{file}: 64 hexadecimal digits")
+        _require(len(self.golden.logits) == len(self.labels), "golden.logits: one number per label")
+
+    def to_json(self) -> str:
+        """Return the manifest as indented JSON, ending in a line break."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse and check a manifest.
+
+        Raises:
+            ManifestError: No JSON, a key missing or unknown, or a value out of range.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise ManifestError(f"not JSON: {error}") from error
+        raw = _object(cls, raw, "manifest")
+        try:
+            return cls(
+                **raw
+                | {
+                    "labels": tuple(raw["labels"]),
+                    "preprocessing": _preprocessing(raw["preprocessing"]),
+                    "review": ReviewBand(**_object(ReviewBand, raw["review"], "review")),
+                    "golden": _golden(raw["golden"]),
+                }
+            )
+        except (TypeError, AttributeError) as error:
+            raise ManifestError(f"a value has the wrong type: {error}") from error
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read ``manifest.json`` of a model folder.
+
+        Raises:
+            ManifestError: The file is missing, unreadable, or not a manifest.
+        """
+        path = folder / MANIFEST_FILE
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{path}: can't be read: {error}") from error
+        except ManifestError as error:
+            raise ManifestError(f"{path}: {error}") from error
+
+
+def _object(cls: type[Any], raw: object, where: str) -> dict[str, Any]:
+    """Check that `raw` is an object with just the fields of dataclass `cls`."""
+    if not isinstance(raw, dict):
+        raise ManifestError(f"{where}: expected an object, not {type(raw).__name__}")
+    fields = {field.name for field in dataclasses.fields(cls)}
+    required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+    _require(not (raw.keys() - fields), f"{where}: unknown keys {sorted(raw.keys() - fields)}")
+    _require(not (required - raw.keys()), f"{where}: missing keys {sorted(required - raw.keys())}")
+    return raw
+
+
+def _preprocessing(raw: object) -> Preprocessing:
+    values = _object(Preprocessing, raw, "preprocessing")
+    return Preprocessing(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+def _golden(raw: object) -> Golden:
+    values = _object(Golden, raw, "golden")
+    return Golden(**values | {"logits": tuple(values["logits"])})

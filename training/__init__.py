@@ -1,0 +1,1 @@
+"""Training of the classifiers that the service runs; of `app` it uses `app.core` alone."""
