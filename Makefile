@@ -1,0 +1,60 @@
+# Each target does its own set-up, in one virtual environment made from hash-locked requirements.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first Python of at least 3.11; name another with `make PYTHON=...`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+
+# With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
+SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
+
+.PHONY: help run test check format lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+run: $(VENV)/.$(SERVICE)  ## start the service with the model in models/ (settings: leukoscope serve --help)
+	@exec $(BIN)/leukoscope serve
+
+test: $(VENV)/.dev  ## run all tests
+	@$(BIN)/pytest
+
+check: $(VENV)/.dev  ## check format, lint and types
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev  ## format, and mend what the linter can mend
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+clean:  ## remove the virtual environment and all caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+$(VENV)/.created:
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python" >&2; exit 1; fi
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { echo "the venv module is needed (on Debian: apt install python3-venv)" >&2; exit 1; }
+	@touch $@
+
+# A stamp for each lock that was installed. All locks agree on every version, so they add up in one environment.
+$(VENV)/.service $(VENV)/.cuda $(VENV)/.training $(VENV)/.dev: $(VENV)/.%: requirements/%.txt requirements/build.txt pyproject.toml | $(VENV)/.created
+	@echo "Installing $<"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt -r $<
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# One resolution for everything, and each lock a part of it. --universal: one lock for all platforms and Pythons.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+lock: $(VENV)/.dev  ## renew requirements/*.txt from pyproject.toml
+	$(LOCK) --upgrade pyproject.toml --all-extras --group build -o $(VENV)/all.txt
+	$(LOCK) --group build -c $(VENV)/all.txt -o requirements/build.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt -o requirements/service.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra cuda -o requirements/cuda.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training -o requirements/training.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra dev -o requirements/dev.txt

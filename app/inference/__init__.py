@@ -1,0 +1,1 @@
+"""From bytes to predictions: sessions, batching, the model folder and the engine around them."""

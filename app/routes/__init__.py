@@ -1,0 +1,1 @@
+"""The HTTP routes. They translate; the work is done in `app.inference`."""

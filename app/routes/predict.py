@@ -1,0 +1,137 @@
+"""`POST /predict`: one or many pictures in, a label with its confidence for each out."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app.core.errors import ImageError
+from app.core.postprocess import Prediction
+from app.core.spec import Manifest
+from app.inference.classifier import Upload
+from app.problems import KINDS, NO_READABLE_IMAGE, image_problem, openapi_problems, problem_response
+from app.routes.uploads import FORM_TYPE, RAW_TYPES, read_uploads
+from app.schemas import FailedImage, ModelName, PredictedImage, PredictResponse, Summary
+from app.services import Services, ServicesDep
+
+router = APIRouter(tags=["predict"])
+
+_BINARY: Final = {"type": "string", "format": "binary"}
+_FORM_SCHEMA: Final = {
+    "type": "object",
+    "properties": {
+        "files": {"type": "array", "items": _BINARY, "description": "One or more pictures."},
+        "file": _BINARY | {"description": "The same, for a single picture."},
+    },
+}
+_REQUEST_BODY: Final[dict[str, Any]] = {
+    "required": True,
+    "description": "One or many BMP, PNG, JPEG, TIFF or WebP pictures, each of one segmented cell.",
+    "content": {FORM_TYPE: {"schema": _FORM_SCHEMA}} | {media_type: {"schema": _BINARY} for media_type in RAW_TYPES},
+}
+
+
+@router.post(
+    "/predict",
+    summary="Classify pictures of single cells",
+    response_model=PredictResponse,
+    responses=openapi_problems(400, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra={"requestBody": _REQUEST_BODY},
+)
+async def predict(request: Request, services: ServicesDep) -> PredictResponse | Response:
+    """Answer each picture with ALL (leukemic blast) or HEM (normal), in the order of upload.
+
+    One bad picture gets its own `error` and does its neighbours no harm. If none can be read, the
+    answer is the problem itself. Research use; not a medical device.
+    """
+    serving = services.engine.serving()  # before the body is read, so that a starting service refuses early
+    uploads = await read_uploads(request, services.settings)
+    work = serving.classifier.classify(uploads, services.settings.request_timeout_s)
+    results = await _unless_gone(request, work)
+    if all(isinstance(result, ImageError) for result in results):
+        return _none_readable(request, services, uploads, results)
+    for result in results:
+        if isinstance(result, ImageError):
+            services.metrics.count_rejected(KINDS[type(result)].slug)
+    return _answer(request, serving.model.manifest, uploads, results)
+
+
+async def _unless_gone(
+    request: Request, work: Coroutine[Any, Any, list[Prediction | ImageError]]
+) -> list[Prediction | ImageError]:
+    """Await `work`, but cancel it when the client hangs up.
+
+    Raises:
+        ClientDisconnect: The client hung up.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return await task
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _answer(
+    request: Request, manifest: Manifest, uploads: Sequence[Upload], results: Sequence[Prediction | ImageError]
+) -> PredictResponse:
+    items = [_item(upload, result) for upload, result in zip(uploads, results, strict=True)]
+    labels = [item.label for item in items if isinstance(item, PredictedImage)]
+    return PredictResponse(
+        request_id=request.state.request_id,
+        model=ModelName(name=manifest.name, version=manifest.version),
+        predictions=items,
+        summary=Summary(
+            images=len(items),
+            ALL=labels.count("ALL"),
+            HEM=labels.count("HEM"),
+            review=sum(isinstance(item, PredictedImage) and item.review for item in items),
+            errors=len(items) - len(labels),
+        ),
+    )
+
+
+def _item(upload: Upload, result: Prediction | ImageError) -> PredictedImage | FailedImage:
+    if isinstance(result, ImageError):
+        return FailedImage(filename=upload.filename, error=image_problem(result))
+    return PredictedImage.model_validate(
+        {
+            "filename": upload.filename,
+            "label": result.label,
+            "confidence": result.confidence,
+            "probabilities": result.probabilities,
+            "review": result.review,
+            "reasons": list(result.reasons),
+        }
+    )
+
+
+def _none_readable(
+    request: Request, services: Services, uploads: Sequence[Upload], results: Sequence[Prediction | ImageError]
+) -> Response:
+    """Answer with the one picture's own problem, or with a problem that lists those of all."""
+    faults = [result for result in results if isinstance(result, ImageError)]
+    if len(faults) == 1:
+        kind = KINDS[type(faults[0])]
+        services.metrics.count_rejected(kind.slug)
+        return problem_response(request, kind, str(faults[0]))
+    services.metrics.count_rejected(NO_READABLE_IMAGE.slug)
+    failed = [
+        FailedImage(filename=upload.filename, error=image_problem(fault))
+        for upload, fault in zip(uploads, faults, strict=True)
+    ]
+    detail = f"None of the {len(faults)} pictures can be read; see errors for each."
+    return problem_response(request, NO_READABLE_IMAGE, detail, failed=failed)

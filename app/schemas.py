@@ -1,0 +1,124 @@
+"""The bodies that the service answers with, as pydantic models, for OpenAPI too."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelName(_Answer):
+    """Which model answered."""
+
+    name: str
+    version: str
+
+
+class PredictedImage(_Answer):
+    """The answer for one picture."""
+
+    filename: Annotated[str | None, Field(description="As uploaded; null for a raw body.")]
+    label: Annotated[Literal["ALL", "HEM"], Field(description="ALL: leukemic blast; HEM: normal cell.")]
+    confidence: Annotated[float, Field(ge=0, le=1, description="Calibrated probability of the label.")]
+    probabilities: Annotated[dict[str, float], Field(description="Of each label; they sum to 1.")]
+    review: Annotated[bool, Field(description="Whether a person should look.")]
+    reasons: Annotated[list[str], Field(description="Why a person should look, such as low-confidence.")]
+
+
+class ImageProblem(_Answer):
+    """Why one picture has no answer: an RFC 9457 problem without the request's own members."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class FailedImage(_Answer):
+    """One picture that has no answer; its neighbours are not affected."""
+
+    filename: str | None
+    error: ImageProblem
+
+
+class Summary(_Answer):
+    """Counts over the pictures of one request."""
+
+    images: int
+    ALL: int
+    HEM: int
+    review: int
+    errors: int
+
+
+class PredictResponse(_Answer):
+    """The answer to `POST /predict`, in the order of upload."""
+
+    request_id: str
+    model: ModelName
+    predictions: list[PredictedImage | FailedImage]
+    summary: Summary
+
+
+class Problem(_Answer):
+    """An RFC 9457 problem."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: Annotated[str, Field(description="Path of the request.")]
+    request_id: str
+    errors: Annotated[
+        list[FailedImage] | None, Field(description="Each picture's own problem, if there were several.")
+    ] = None
+
+
+class Alive(_Answer):
+    """The process runs."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Provider(_Answer):
+    """Where the model runs."""
+
+    requested: Annotated[str, Field(description="The setting: auto, cpu or cuda.")]
+    active: Annotated[str | None, Field(description="Read back from the session; null before it is loaded.")]
+
+
+class Readiness(_Answer):
+    """Whether predictions are answered now, and if not, why."""
+
+    status: Literal["starting", "ready", "draining", "failed"]
+    reason: str | None
+    model: ModelName | None
+    provider: Provider
+
+
+class InstalledModel(_Answer):
+    """One folder under models/."""
+
+    name: str
+    version: str
+    active: bool
+    verified: Annotated[bool, Field(description="Whether every file has the hash that the manifest names.")]
+    problem: Annotated[str | None, Field(description="What is wrong with the folder, if anything.")]
+    manifest: Annotated[dict[str, Any] | None, Field(description="Without the golden picture.")]
+    metrics: Annotated[dict[str, Any], Field(description="Measured figures: report.json.")]
+    hashes: Annotated[dict[str, str], Field(description="SHA-256 of each file.")]
+
+
+class ModelList(_Answer):
+    """What is installed."""
+
+    active: ModelName | None
+    models: list[InstalledModel]
+
+
+class ActiveModel(InstalledModel):
+    """What is served, and where it runs."""
+
+    provider: Provider

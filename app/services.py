@@ -1,0 +1,30 @@
+"""What the routes need of the running application, in one typed place on `app.state`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from app.inference.engine import Engine
+from app.metrics import Metrics
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Built when the application starts, and gone with it."""
+
+    settings: Settings
+    metrics: Metrics
+    engine: Engine
+
+
+def services_of(request: Request) -> Services:
+    """Return the services of the application that got this request."""
+    services = request.app.state.services
+    assert isinstance(services, Services)  # noqa: S101 - app.state is untyped; this narrows it
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]

@@ -1,0 +1,116 @@
+"""The service's settings: environment variables `LEUKOSCOPE_*`, each bounded, unknown ones refused."""
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX: Final = "LEUKOSCOPE_"
+MIB: Final = 1024 * 1024
+
+Device = Literal["auto", "cpu", "cuda"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Settings(BaseSettings):
+    """All that an operator can set. Frozen; units are in the names."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    host: Annotated[str, Field(min_length=1, description="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="TCP port to listen on.")] = 8000
+    models_dir: Annotated[Path, Field(description="Folder with active.json and <name>/<version>/.")] = Path("models")
+    device: Annotated[Device, Field(description="Where the model runs; auto takes a GPU if one is there.")] = "auto"
+    gpu_index: Annotated[int, Field(ge=0, le=63, description="Which GPU, if one is used.")] = 0
+    inference_threads: Annotated[
+        int, Field(ge=0, le=256, description="CPU threads of the model; 0 = the CPUs this process may use.")
+    ] = 0
+    decode_threads: Annotated[
+        int, Field(ge=0, le=256, description="Threads that decode pictures; 0 = the CPUs this process may use.")
+    ] = 0
+    # On a CPU the measured throughput falls from batches of 8 on, and is the same for 1 to 4.
+    max_batch: Annotated[
+        int, Field(ge=0, le=256, description="Most pictures in one batch; 0 = 4 on a CPU, 32 on a GPU.")
+    ] = 0
+    max_wait_ms: Annotated[
+        float, Field(ge=0, le=1000, description="How long a picture may wait for others to join its batch.")
+    ] = 0
+    queue_limit: Annotated[
+        int, Field(ge=1, le=65536, description="Pictures admitted at once; more are answered 429.")
+    ] = 1024
+    request_timeout_s: Annotated[
+        float, Field(ge=0.1, le=3600, description="Time for an answer once the upload is read, then 504.")
+    ] = 30
+    max_request_bytes: Annotated[
+        int, Field(ge=1024, le=4096 * MIB, description="Largest request body; more is answered 413.")
+    ] = 256 * MIB
+    max_images_per_request: Annotated[
+        int, Field(ge=1, le=65536, description="Most pictures in one request; at most the queue limit.")
+    ] = 512
+    # Pillow itself warns of a decompression bomb from 89,478,485 pixels on.
+    max_image_pixels: Annotated[
+        int, Field(ge=256, le=89_478_485, description="Most pixels of one picture, width times height.")
+    ] = 4096 * 4096
+    drain_timeout_s: Annotated[
+        int, Field(ge=1, le=600, description="How long accepted work may still run after a stop.")
+    ] = 30
+    log_level: Annotated[LogLevel, Field(description="Least severe messages to log.")] = "info"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unknown = unknown_variables(os.environ)
+        if unknown:
+            raise ValueError("; ".join(unknown))
+        if self.max_images_per_request > self.queue_limit:
+            raise ValueError(
+                f"{PREFIX}MAX_IMAGES_PER_REQUEST ({self.max_images_per_request}) is above "
+                f"{PREFIX}QUEUE_LIMIT ({self.queue_limit}): such a request could never be admitted"
+            )
+        return self
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """Describe each ``LEUKOSCOPE_*`` name that is no setting, with the names that come near."""
+    known = {PREFIX + field.upper() for field in Settings.model_fields}
+    strange = sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in known)
+    return [f"{name} is not a setting{_near(name.upper(), known)}" for name in strange]
+
+
+def explain(error: ValidationError) -> list[str]:
+    """Say in one line per fault which variable is wrong and why."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["loc"]:
+            message = f"{PREFIX}{str(fault['loc'][0]).upper()}={fault['input']}: {message}"
+        lines.append(message)
+    return lines
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """Return (variable, default, allowed values, meaning) for each setting, in order."""
+    return [
+        (PREFIX + name.upper(), str(field.default), _allowed(field), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    # Without the prefix, which makes any two names look alike.
+    stems = sorted(variable.removeprefix(PREFIX) for variable in known)
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), stems, n=3, cutoff=0.7)
+    return f" (did you mean {' or '.join(PREFIX + stem for stem in near)}?)" if near else ""
+
+
+def _allowed(field: FieldInfo) -> str:
+    annotation: Any = field.annotation
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    low = next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), None)
+    high = next((bound.le for bound in field.metadata if hasattr(bound, "le")), None)
+    return "" if low is None else f"{low}..{high}"

@@ -1,0 +1,159 @@
+"""What the service's tests share: a fake session, the application in this process, and in its own."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+from numpy.typing import NDArray
+
+from app.main import create_app
+from app.services import Services
+from app.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BAD, NOT_FINITE, SHORT = 255, 254, 253
+
+
+class FakeSession:
+    """Answers each picture with its first byte; holds a batch while its gate is closed."""
+
+    provider = "FakeProvider"
+
+    def __init__(self, max_batch: int = 4, delay_s: float = 0) -> None:
+        self.max_batch = max_batch
+        self.delay_s = delay_s
+        self.broken = False
+        self.batches: list[list[int]] = []
+        self.begun = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        values = images[:, 0, 0, 0]
+        self.batches.append(values.tolist())
+        self.begun.release()
+        time.sleep(self.delay_s)
+        assert self.gate.wait(20)
+        if self.broken or BAD in values:
+            raise RuntimeError("secret internals")
+        logits = np.stack([values.astype(np.float32), np.zeros(len(values), np.float32)], axis=1)
+        logits[values == NOT_FINITE] = np.nan
+        return logits[1:] if SHORT in values else logits
+
+    async def has_begun(self) -> None:
+        """Wait until one more batch is in the model."""
+        assert await asyncio.to_thread(self.begun.acquire, timeout=20)
+
+
+def picture(value: int) -> NDArray[np.uint8]:
+    return np.full((2, 2, 3), value, dtype=np.uint8)
+
+
+def services_of(app: FastAPI) -> Services:
+    services = app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, wait: bool = True) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    """Run the application in this process; `wait` until its model is loaded or has failed."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service", timeout=30) as client:
+            while wait and services_of(app).engine.state == "starting":  # noqa: ASYNC110 - a test may poll
+                await asyncio.sleep(0.005)
+            yield app, client
+
+
+def make_settings(models_dir: Path, **values: Any) -> Settings:
+    return Settings(models_dir=models_dir, inference_threads=1, decode_threads=2, **values)
+
+
+def samples(text: str) -> dict[str, float]:
+    """Parse Prometheus text: sample with its labels → value."""
+    lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(**settings: object) -> dict[str, str]:
+    own = {f"LEUKOSCOPE_{name.upper()}": str(value) for name, value in settings.items()}
+    return {name: value for name, value in os.environ.items() if not name.startswith("LEUKOSCOPE_")} | own
+
+
+def run_cli(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own interpreter and module
+        [sys.executable, "-m", "app.cli", *arguments],
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class ServerProcess:
+    """`leukoscope serve` as a process of its own, on a free port."""
+
+    def __init__(self, log: Path, **settings: object) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "serve"],
+                cwd=ROOT,
+                env=environment(port=self.port, **settings),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> Self:
+        deadline_s = time.monotonic() + 30
+        while not re.search(r"Leukoscope is ready on ", self.log()):
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline_s, self.log()
+            time.sleep(0.05)
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def stop(self, number: signal.Signals) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+    @contextmanager
+    def client(self) -> Iterator[httpx.Client]:
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            yield client

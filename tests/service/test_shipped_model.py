@@ -1,0 +1,51 @@
+"""Each model that ships under models/: its hashes, its golden output, and an answer from it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.core import imaging
+from app.core.postprocess import postprocess
+from app.inference.registry import LoadedModel, ModelRef, Registry
+from tests.service.harness import ROOT, make_settings, running
+
+MODELS = ROOT / "models"
+SHIPPED = sorted(folder for folder in MODELS.glob("*/*") if folder.is_dir())
+
+pytestmark = pytest.mark.skipif(not SHIPPED, reason="models/ holds no model yet")
+
+
+@pytest.fixture(scope="module", params=SHIPPED, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def model(request: pytest.FixtureRequest) -> LoadedModel:
+    """Loading verifies the hashes and reproduces the golden output."""
+    folder: Path = request.param
+    return Registry(MODELS).load(
+        ModelRef(folder.parent.name, folder.name), device="cpu", gpu_index=0, threads=2, max_batch=4
+    )
+
+
+def test_is_verified_and_answers(model: LoadedModel, drawn_cells: list[bytes]) -> None:
+    assert model.installed.problem is None
+    assert model.installed.report
+    image = imaging.preprocess(imaging.decode(drawn_cells[0]), model.manifest.preprocessing)
+    prediction = postprocess(model.session.run(image[None])[0], model.manifest)
+    assert 0.5 <= prediction.confidence <= 1
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+
+
+def test_answers_do_not_depend_on_the_batch(model: LoadedModel, drawn_cells: list[bytes]) -> None:
+    spec = model.manifest.preprocessing
+    images = np.stack([imaging.preprocess(imaging.decode(cell), spec) for cell in drawn_cells[:4]])
+    together = [postprocess(row, model.manifest) for row in model.session.run(images)]
+    singly = [postprocess(model.session.run(image[None])[0], model.manifest) for image in images]
+    assert together == singly
+
+
+@pytest.mark.anyio
+async def test_the_active_model_is_served(drawn_cells: list[bytes]) -> None:
+    async with running(make_settings(MODELS, device="cpu")) as (_, client):
+        assert (await client.get("/readyz")).json()["status"] == "ready"
+        response = await client.post("/predict", files={"file": ("cell.bmp", drawn_cells[0])})
+    assert response.status_code == 200
+    assert response.json()["predictions"][0]["label"] in {"ALL", "HEM"}

@@ -1,0 +1,231 @@
+"""The whole training on drawn cells: features, fit, resume, evaluation, export, and its commands."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import f1_score, roc_auc_score
+from typer.testing import CliRunner
+
+from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Manifest
+from tests.training.conftest import feature_config, run_config
+from training.cli import app
+from training.config import RunConfig
+from training.data.arrays import load_inputs
+from training.distil import distil, unexplained_variance
+from training.errors import ConfigError, DataError, ParityError, RunError
+from training.evaluate import evaluate
+from training.export import Served, export, round_to_half
+from training.fit import fit
+from training.module import CellModule
+from training.parity import check_parity, onnx_logits
+from training.run import Run
+from training.zoo import create
+
+
+@pytest.fixture(scope="module")
+def fitted(drawn_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run, trained and judged."""
+    run = fit(run_config(), drawn_index, tmp_path_factory.mktemp("runs") / "tiny", progress=False).run
+    evaluate(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(fitted: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder."""
+    return export(fitted, tmp_path_factory.mktemp("models"), "1.2.3")
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "weights.safetensors")
+
+
+def test_a_fit_changes_the_weights_and_logs_its_figures(fitted: Run) -> None:
+    torch.manual_seed(0)
+    logs = pl.read_csv(fitted.folder / "logs" / "metrics.csv")
+    assert {"train_loss", "val_loss", "val_auroc", "val_weighted_f1"} <= set(logs.columns)
+    assert logs["val_auroc"].drop_nulls().len() == 2
+    assert fitted.last_checkpoint() is not None
+
+
+def test_frozen_statistics_stay_as_they_started(fitted: Run) -> None:
+    fresh = create("efficientnet-b3").state_dict()
+    state = weights(fitted)
+    name = "backbone.blocks.3.0.bn1.running_var"
+    assert torch.equal(state[name], fresh[name])
+    assert not torch.equal(state["head.norm.running_var"], fresh["head.norm.running_var"])
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    fitted: Run, drawn_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "interrupted"
+    step = CellModule.training_step
+
+    def die_in_the_second_epoch(self: CellModule, *args: object) -> torch.Tensor:
+        if self.current_epoch == 1:
+            raise OSError("the power is gone")
+        return step(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CellModule, "training_step", die_in_the_second_epoch)
+    with pytest.raises(OSError, match="power"):
+        fit(run_config(), drawn_index, folder, progress=False)
+    monkeypatch.undo()
+    resumed = fit(run_config(), drawn_index, folder, progress=False).run
+    expected, actual = weights(fitted), weights(resumed)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_another_configuration_can_not_go_on_in_the_same_folder(fitted: Run, drawn_index: Path) -> None:
+    with pytest.raises(RunError, match="another configuration"):
+        fit(run_config(seed=8), drawn_index, fitted.folder, progress=False)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    drawn_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.module.functional.cross_entropy", lambda *_, **__: torch.tensor(float("nan")))
+    with pytest.raises(RunError, match="the loss is nan"):
+        fit(run_config(), drawn_index, tmp_path / "nan", progress=False)
+
+
+def test_missing_start_weights_are_an_error(drawn_index: Path, tmp_path: Path) -> None:
+    start = {"kind": "file", "file": str(tmp_path / "missing.safetensors")}
+    config = run_config(model={"network": "efficientnet-b3", "start": start})
+    with pytest.raises(ConfigError, match="start weights can't be read"):
+        fit(config, drawn_index, tmp_path / "run", progress=False)
+
+
+def test_start_weights_of_another_network_are_an_error(drawn_index: Path, tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file({"conv_stem.weight": torch.zeros(1)}, file)
+    config = run_config(model={"network": "efficientnet-b3", "start": {"kind": "file", "file": str(file)}})
+    with pytest.raises(ConfigError, match="not those of this network"):
+        fit(config, drawn_index, tmp_path / "run", progress=False)
+
+
+def test_a_picture_that_changed_since_it_was_indexed_is_an_error(drawn_index: Path, tmp_path: Path) -> None:
+    cells = pl.read_parquet(drawn_index).with_columns(sha256=pl.lit("0" * 64))
+    with pytest.raises(DataError, match="has changed"):
+        load_inputs(cells, drawn_index.parent, run_config().input.spec(), tmp_path)
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_features_are_taught_and_can_start_a_classifier(drawn_index: Path, tmp_path: Path) -> None:
+    relative = tmp_path / "relative.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("tf_efficientnet_lite2").state_dict(), relative)
+    unexplained = distil(feature_config(relative), drawn_index, tmp_path / "features", progress=False)
+    assert np.isfinite(unexplained)
+    file = tmp_path / "features" / "weights.safetensors"
+    config = run_config(model={"network": "efficientnet-b3", "start": {"kind": "file", "file": str(file)}})
+    run = fit(config, drawn_index, tmp_path / "run", progress=False).run
+    name = "backbone.conv_stem.weight"
+    torch.testing.assert_close(weights(run)[name], load_file(file)["conv_stem.weight"], rtol=0, atol=0.01)
+    assert run.feature_config() is None
+    assert Run(file.parent).feature_config() == feature_config(relative)
+
+
+def test_unexplained_variance_is_0_for_the_same_and_1_for_the_mean() -> None:
+    wanted = torch.randn(4, 8, 5, 5)
+    mean = wanted.mean(dim=(0, 2, 3), keepdim=True).expand_as(wanted)
+    assert float(unexplained_variance(wanted, wanted)) == 0
+    assert float(unexplained_variance(mean, wanted)) == pytest.approx(1, abs=0.03)
+
+
+def test_the_report_can_be_recomputed_from_the_predictions(fitted: Run) -> None:
+    report = json.loads((fitted.folder / "report.json").read_text())
+    table = pl.read_parquet(fitted.folder / "predictions.parquet").filter(part="test")
+    truth = (table["label"] == "ALL").to_numpy()
+    probability = table["probability_all"].to_numpy()
+    assert report["test"]["auroc"] == pytest.approx(roc_auc_score(truth, probability))
+    assert report["test"]["weighted_f1"] == pytest.approx(f1_score(truth, probability >= 0.5, average="weighted"))
+    assert set(table["subject"]) == set(report["split"]["test_subjects"])
+    logits = table.select("logit_all", "logit_hem").to_numpy() / report["temperature"]
+    np.testing.assert_allclose(probability, 1 / (1 + np.exp(logits[:, 1] - logits[:, 0])), rtol=1e-6)
+
+
+def test_a_run_that_was_not_fitted_can_not_be_judged_or_exported(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is no run"):
+        evaluate(Run(tmp_path / "nothing"))
+    with pytest.raises(RunError, match="is no run"):
+        export(Run(tmp_path / "nothing"), tmp_path / "models", "1.0.0")
+
+
+def test_the_exported_folder_is_whole(exported: Path) -> None:
+    manifest = Manifest.load(exported)
+    assert {path.name for path in exported.iterdir()} == {*manifest.files, MANIFEST_FILE}
+    assert (manifest.name, manifest.version, manifest.labels) == ("tiny", "1.2.3", ("ALL", "HEM"))
+    assert manifest.split.startswith("subject-disjoint")
+    card = (exported / CARD_FILE).read_text()
+    report = json.loads((exported / "report.json").read_text())
+    assert f"{report['test']['auroc']:.3f}" in card
+    assert report["split"]["name"] in card
+    assert [path.name for path in exported.parent.iterdir()] == ["1.2.3"]
+
+
+def test_the_exported_graph_stores_half_and_computes_what_the_network_does(exported: Path, fitted: Run) -> None:
+    graph = onnx.load(exported / MODEL_FILE)
+    assert (exported / MODEL_FILE).stat().st_size < 25_000_000
+    assert graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    served = Served(round_to_half(fitted.load_network()), fitted.config().input.spec()).eval()
+    images = np.random.default_rng(0).integers(0, 256, size=(5, 40, 40, 3), dtype=np.uint8)
+    assert check_parity(served, exported / MODEL_FILE, images).cells == 5
+
+
+def test_parity_notices_a_wrong_graph(exported: Path, fitted: Run) -> None:
+    served = Served(round_to_half(fitted.load_network()), fitted.config().input.spec()).eval()
+    with torch.no_grad():
+        served.network.head.logits.bias.add_(torch.tensor([0.01, 0.0]))  # type: ignore[union-attr, operator]
+    images = np.zeros((2, 40, 40, 3), dtype=np.uint8)
+    with pytest.raises(ParityError, match="differs"):
+        check_parity(served, exported / MODEL_FILE, images)
+
+
+def test_an_answer_does_not_depend_on_its_batch(exported: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, size=(7, 40, 40, 3), dtype=np.uint8)
+    together = onnx_logits(exported / MODEL_FILE, images)
+    alone = np.concatenate([onnx_logits(exported / MODEL_FILE, image[None]) for image in images])
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_version_is_not_written_twice(exported: Path, fitted: Run) -> None:
+    with pytest.raises(RunError, match="exists"):
+        export(fitted, exported.parent.parent, "1.2.3")
+
+
+def test_the_commands_from_folder_to_model(drawn_index: Path, tmp_path: Path) -> None:
+    config = tmp_path / "tiny.toml"
+    config.write_text(toml(run_config(fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"})))
+    index, run, models = (str(tmp_path / name) for name in ("cells.parquet", "run", "models"))
+    for words in (
+        ["index", str(drawn_index.parent), "--out", index],
+        ["fit", str(config), "--index", index, "--out", run],
+        ["evaluate", run],
+        ["export", run, "--version", "0.1.0", "--models", models],
+    ):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, f"{words}: {result.output}\n{result.exception!r}"
+    assert Manifest.load(Path(models) / "tiny" / "0.1.0").version == "0.1.0"
+
+
+def toml(config: RunConfig) -> str:
+    """Enough TOML for these tables: JSON values, tables by their path."""
+    lines, tables = [], []
+    for key, value in config.model_dump(mode="json", exclude_none=True).items():
+        if isinstance(value, dict):
+            nested = {name: inner for name, inner in value.items() if isinstance(inner, dict)}
+            tables += [f"[{key}]", *(f"{n} = {json.dumps(v)}" for n, v in value.items() if n not in nested)]
+            for name, inner in nested.items():
+                tables += [f"[{key}.{name}]", *(f"{n} = {json.dumps(v)}" for n, v in inner.items())]
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join(lines + tables)

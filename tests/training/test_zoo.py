@@ -1,0 +1,136 @@
+"""Every network of the registry: shape, gradients, penalties; and the growth out of a relative."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from training.zoo import create, names
+from training.zoo.activations import Relu6ToSilu, set_activation_progress
+from training.zoo.efficientnet import DensePenaltyHead, parameter_count, stage_features
+from training.zoo.grow import ChannelMap, grow_efficientnet
+
+
+@pytest.mark.parametrize("name", names())
+def test_forward_gives_two_logits(name: str) -> None:
+    network = create(name).eval()
+    with torch.no_grad():
+        assert network(torch.randn(3, 3, 64, 64)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", names())
+def test_gradient_reaches_every_trainable_weight(name: str) -> None:
+    torch.manual_seed(0)
+    network: Any = create(name).train()
+    logits, penalty = network.forward_with_penalty(torch.randn(4, 3, 64, 64))
+    (logits.square().sum() + penalty).backward()
+    idle = [key for key, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert not idle
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_penalty_does_not_change_the_logits(name: str) -> None:
+    network: Any = create(name).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(network.forward_with_penalty(images)[0], network(images))
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="efficientnet-b3"):
+        create("resnet-9000")
+
+
+def test_b3_has_the_notebooks_number_of_parameters() -> None:
+    keras_normalisation_layer = 7
+    assert parameter_count(create("efficientnet-b3")) + keras_normalisation_layer == 11_183_665
+
+
+def test_the_penalty_is_kerass() -> None:
+    head = DensePenaltyHead(channels=3, hidden=2).eval()
+    with torch.no_grad():
+        head.dense.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, -2.0, 0.0]]))
+        head.dense.bias.copy_(torch.tensor([0.5, -0.25]))
+    features = torch.zeros(2, 3, 1, 1)
+    features[0, :, 0, 0] = torch.tensor([3.0, 1.0, 0.0])
+    features[1, :, 0, 0] = torch.tensor([1.0, -1.0, 0.0])
+    shrink = (1 + 1e-3) ** -0.5  # batch norm with mean 0 and variance 1
+    activity = (3 * shrink + 0.5) + (1 * shrink + 0.5) + (2 * shrink - 0.25)
+    expected = 0.016 * (1 + 4) + 0.006 * (0.5 + 0.25) + 0.006 * activity / 2
+    assert head.forward_with_penalty(features)[1].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0.0, 6.0), (0.5, 7.0), (1.0, 8.0)])
+def test_the_activation_goes_from_relu6_to_silu(progress: float, expected: float) -> None:
+    activation = Relu6ToSilu()
+    set_activation_progress(activation, progress)
+    assert float(activation(torch.tensor(8.0))) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("progress", [-0.1, 1.1])
+def test_progress_outside_its_range_is_refused(progress: float) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        set_activation_progress(Relu6ToSilu(), progress)
+
+
+def relative(name: str) -> nn.Module:
+    """A small network with random weights and lively batch-norm statistics."""
+    torch.manual_seed(1)
+    network: nn.Module = timm.create_model(name, num_classes=0, global_pool="")
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    return network.eval()
+
+
+def test_the_grown_network_computes_what_its_relative_does() -> None:
+    small, network = relative("tf_efficientnet_lite2").double(), create("efficientnet-b3").double().eval()
+    large: Any = network.backbone
+    grow_efficientnet(small, large, seed=0)
+    set_activation_progress(network, 0.0)
+    images = torch.randn(2, 3, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        wanted, actual = small(images), large(images)
+    torch.testing.assert_close(actual[:, : wanted.shape[1]], wanted, rtol=0, atol=1e-9)
+    assert wanted.std() > 0.01
+
+
+def test_growth_can_be_repeated_and_depends_on_the_seed() -> None:
+    small = relative("tf_efficientnet_lite2")
+
+    def grown(seed: int) -> torch.Tensor:
+        torch.manual_seed(5)
+        network: Any = create("efficientnet-b3")
+        grow_efficientnet(small, network.backbone, seed)
+        weight: torch.Tensor = network.backbone.conv_head.weight
+        return weight
+
+    assert torch.equal(grown(0), grown(0))
+    assert not torch.equal(grown(0), grown(1))
+
+
+def test_copies_share_the_whole_of_a_channel() -> None:
+    channels = ChannelMap.draw(5, 13, torch.Generator().manual_seed(0))
+    total = torch.zeros(5, dtype=torch.float64).index_add_(0, channels.source, channels.share)
+    torch.testing.assert_close(total, torch.ones_like(total))
+    assert channels.source[:5].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_network_can_not_be_grown_smaller() -> None:
+    small: Any = timm.create_model("tf_efficientnet_b3", num_classes=0, global_pool="")
+    with pytest.raises(ValueError, match="can't be grown"):
+        grow_efficientnet(small, relative("tf_efficientnet_lite2"), seed=0)
+
+
+def test_stage_features_end_in_the_backbones_own_output() -> None:
+    backbone: Any = create("efficientnet-b3").eval().backbone
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        features = stage_features(backbone, images)
+        torch.testing.assert_close(features[-1], backbone(images))
+    assert len(features) == 8

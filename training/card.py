@@ -1,0 +1,116 @@
+"""The model card: generated from a run's report and configuration, never typed."""
+
+from typing import Any
+
+from training.config import RunConfig
+
+
+def model_card(config: RunConfig, report: dict[str, Any], version: str, data_licence: str) -> str:
+    """Write the card of an exported model.
+
+    Args:
+        config: The run's configuration.
+        report: The run's report.
+        version: Of the model.
+        data_licence: Data set, attribution and licence.
+
+    Returns:
+        Markdown.
+    """
+    sections = [
+        f"# {config.name} {version}",
+        "Tells leukemic blasts (ALL) from normal cells (HEM) in pictures of single, segmented white blood cells. "
+        "For research use: it is not a medical device, and one cell's label is no diagnosis.",
+        "## How it was measured",
+        _split(report["split"]),
+        "Subjects of the test part were not trained on, and nothing was chosen by them.",
+        "## What was measured",
+        _figures(report),
+        _review(report),
+        _subjects(report["test"]["subjects"]),
+        "## How it was made",
+        _recipe(config),
+        "## Limits",
+        _LIMITS,
+        "## Licence",
+        f"Weights: Apache-2.0. Start weights: {config.model.start.licence}. Data: {data_licence}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+_LIMITS = """\
+- One laboratory, one stain (Jenner-Giemsa, normalised), cells cut out on black: pictures made otherwise are outside
+  what was measured. Check it on cells of your own before you use it.
+- A picture that shows no cell gets ALL or HEM all the same.
+- Labels are one expert's.
+- Cell size and brightness differ between the classes of this data set, and are partly habits of its subjects.
+- The temperature and the review band come from few subjects; another site needs its own."""
+
+
+def _split(split: dict[str, Any]) -> str:
+    rows = ["| part | ALL cells | ALL subjects | HEM cells | HEM subjects |", "|---|---|---|---|---|"]
+    for part, counts in split["parts"].items():
+        cells = [str(counts[label][key]) for label in ("ALL", "HEM") for key in ("cells", "subjects")]
+        rows.append(f"| {part} | {' | '.join(cells)} |")
+    return f"Split: {split['name']} (sha256 `{split['sha256'][:16]}`).\n\n" + "\n".join(rows)
+
+
+def _figures(report: dict[str, Any]) -> str:
+    test, interval = report["test"], report["test"]["interval_95"]
+    names = {
+        "weighted_f1": "weighted F1",
+        "auroc": "AUROC",
+        "accuracy": "accuracy",
+        "sensitivity": "sensitivity (ALL)",
+        "specificity": "specificity (HEM)",
+        "balanced_accuracy": "balanced accuracy",
+        "ece": "calibration error (ECE)",
+        "brier": "Brier score",
+    }
+    rows = ["| test part, single cells | value | 95 % interval over subjects |", "|---|---|---|"]
+    for key, name in names.items():
+        bounds = interval.get(key)
+        rows.append(f"| {name} | {test[key]:.3f} | {f'{bounds[0]:.3f} to {bounds[1]:.3f}' if bounds else ''} |")
+    (tp, fn), (fp, tn) = test["confusion"]["counts"]
+    return "\n".join(rows) + (
+        f"\n\nConfusion: of {tp + fn} ALL cells {tp} were called ALL and {fn} HEM; "
+        f"of {fp + tn} HEM cells {tn} were called HEM and {fp} ALL. "
+        f"Temperature {report['temperature']:.3f}, fitted on the validation part "
+        f"(ECE without it {test['ece_without_temperature']:.3f})."
+    )
+
+
+def _review(report: dict[str, Any]) -> str:
+    band, review = report["review_band"], report["test"]["review"]
+
+    def share(key: str) -> str:
+        return "undefined" if review[key] is None else f"{review[key]:.3f}"
+
+    return (
+        f"Review band: P(ALL) from {band['low']} to {band['high']}, chosen on the validation part for an accuracy of "
+        f"{band['wanted_accuracy_outside']} outside it. On the test part it sends "
+        f"{share('share_sent_to_review')} of the cells to a person; outside it accuracy is "
+        f"{share('accuracy_outside')}, sensitivity {share('sensitivity_outside')}, "
+        f"specificity {share('specificity_outside')}."
+    )
+
+
+def _subjects(subjects: list[dict[str, Any]]) -> str:
+    rows = ["| test subject | label | cells | right | mean P(ALL) |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {s['subject']} | {s['label']} | {s['cells']} | {s['accuracy']:.3f} | {s['mean_probability_all']:.3f} |"
+        for s in subjects
+    ]
+    return "\n".join(rows)
+
+
+def _recipe(config: RunConfig) -> str:
+    source, fit, optimiser = config.input, config.fit, config.optimiser
+    crop = "the whole picture" if source.crop_px is None else f"a centred crop of {source.crop_px} px"
+    return (
+        f"Network `{config.model.network}`, started from: {config.model.start.licence}. "
+        f"Input: {crop}, resized to {source.size_px} px ({source.resample}). "
+        f"At most {fit.epochs} epochs of AdamW (learning rate {optimiser.backbone_lr:g} for the backbone, "
+        f"{optimiser.head_lr:g} for the head), batch {fit.batch_size}, seed {config.seed}; the epoch was chosen by "
+        "the AUROC on the validation part. The whole configuration is in `manifest.json`."
+    )

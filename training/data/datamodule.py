@@ -1,0 +1,122 @@
+"""Batches for Lightning: arrays in memory, drawn by a sampler that repeats for a seed and an epoch."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from training.data.dataset import Data
+from training.data.splits import Rows
+
+
+class Batch(NamedTuple):
+    """Pictures, shape ``(batch, size, size, 3)``, 0..255, and their classes, shape ``(batch,)``."""
+
+    images: Tensor
+    targets: Tensor
+
+
+class CellDataset(Dataset[Batch]):
+    """Some rows of the arrays; fetches a whole batch at a time."""
+
+    def __init__(self, inputs: NDArray[np.uint8], targets: NDArray[np.int64], rows: Rows) -> None:
+        self._inputs, self._targets, self._rows = inputs, targets, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        rows = self._rows[indices]
+        return Batch(torch.from_numpy(self._inputs[rows]), torch.from_numpy(self._targets[rows]))
+
+
+class EpochSampler(Sampler[int]):
+    """Draws as many rows as there are, by weight with replacement, or each once without weights.
+
+    The draw of an epoch depends on the seed and the epoch alone, so a resumed run sees what an
+    uninterrupted one would have seen. Lightning calls `set_epoch`.
+    """
+
+    def __init__(self, size: int, seed: int, weights: NDArray[np.float64] | None) -> None:
+        self._size, self._seed, self._weights = size, seed, weights
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose draw comes next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self._seed, self._epoch])
+        if self._weights is None:
+            return iter(rng.permutation(self._size).tolist())
+        return iter(rng.choice(self._size, size=self._size, p=self._weights).tolist())
+
+
+def balanced_weights(targets: NDArray[np.int64], subjects: NDArray[np.str_]) -> NDArray[np.float64]:
+    """Weights that draw classes equally, and large subjects less than their size would have it.
+
+    Args:
+        targets: Class of each cell, shape ``(cells,)``.
+        subjects: Subject group of each cell, same shape.
+
+    Returns:
+        Probabilities, same shape; each class sums to the same. Within a class a cell's weight
+        is the inverse square root of its subject's number of cells.
+    """
+    _, inverse, counts = np.unique(subjects, return_inverse=True, return_counts=True)
+    weights = 1 / np.sqrt(counts[inverse])
+    for label in np.unique(targets):
+        weights[targets == label] /= weights[targets == label].sum()
+    return np.asarray(weights / weights.sum())
+
+
+class CellData(L.LightningDataModule):
+    """Training and validation batches of a split.
+
+    Args:
+        data: Index, split and arrays.
+        batch_size: Of training; others are twice as large.
+        seed: Of the order.
+        balanced: Whether to draw by `balanced_weights`.
+    """
+
+    def __init__(self, data: Data, *, batch_size: int, seed: int = 0, balanced: bool = False) -> None:
+        super().__init__()
+        self._data, self._batch_size, self._seed, self._balanced = data, batch_size, seed, balanced
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return shuffled or balanced training batches; a last, smaller batch is left out."""
+        data, rows = self._data, self._data.split.train
+        weights = balanced_weights(data.targets[rows], data.groups[rows]) if self._balanced else None
+        return DataLoader(
+            CellDataset(data.inputs, data.targets, rows),
+            batch_size=self._batch_size,
+            sampler=EpochSampler(len(rows), self._seed, weights),
+            collate_fn=_as_is,
+            drop_last=True,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation batches, in order."""
+        return self.ordered(self._data.split.validation)
+
+    def ordered(self, rows: Rows) -> DataLoader[Batch]:
+        """Return batches of any rows, in their order."""
+        dataset = CellDataset(self._data.inputs, self._data.targets, rows)
+        return DataLoader(dataset, batch_size=2 * self._batch_size, collate_fn=_as_is)
+
+
+def _as_is(batch: Any) -> Any:
+    """Stand in for a collate function: `CellDataset` fetches whole batches."""
+    return batch

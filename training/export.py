@@ -1,0 +1,229 @@
+"""Export a judged run to a model folder that the service can serve."""
+
+import base64
+import hashlib
+import io
+import json
+import tempfile
+import warnings
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from app.core.imaging import decode, preprocess
+from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Golden, Manifest, Preprocessing, ReviewBand
+from app.core.spec import REPORT_FILE as MODEL_REPORT_FILE
+from training.card import model_card
+from training.config import DataConfig
+from training.data.arrays import LABELS
+from training.data.dataset import Data
+from training.data.drawn import draw_cell
+from training.errors import RunError
+from training.module import Normalise
+from training.parity import Parity, check_parity, onnx_logits
+from training.run import REPORT_FILE, Run
+
+_PARITY_CELLS: Final = 64
+_GOLDEN_SEED: Final = 20190401
+# Room for a GPU's order of summation; a wrong model, filter or channel order is off by far more.
+_GOLDEN_ATOL: Final = 5e-3
+_DATA_LICENCE: Final = (
+    "C-NMC 2019: Gupta & Gupta 2019, The Cancer Imaging Archive, doi:10.7937/tcia.2019.dc64i46r, CC BY 3.0"
+)
+
+
+class Served(nn.Module):
+    """A network with the service's interface: pictures in, the scaling inside."""
+
+    def __init__(self, network: nn.Module, spec: Preprocessing) -> None:
+        super().__init__()
+        self.network = network
+        self.normalise = Normalise(spec)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits, shape ``(batch, 2)``, of pictures ``(batch, size, size, 3)``, uint8."""
+        logits: Tensor = self.network(self.normalise(image.permute(0, 3, 1, 2)))
+        return logits
+
+
+def export(run: Run, models: Path, version: str) -> Path:
+    """Write ``models/<name>/<version>/``, whole or not at all.
+
+    The weights are rounded to float16, which halves the file; the arithmetic is float32.
+
+    Args:
+        run: A fitted and evaluated run.
+        models: Folder of all models.
+        version: Semantic version; must not exist yet.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        RunError: The run has not been evaluated, or the version exists.
+        ParityError: ONNX Runtime does not reproduce the network on cells of the test part.
+    """
+    config = run.config()
+    target = models / config.name / version
+    if target.exists():
+        raise RunError(f"{target} exists; choose another version")
+    report = _read_report(run)
+    spec = config.input.spec()
+    served = Served(round_to_half(run.load_network()), spec).eval()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
+        folder = Path(scratch) / version
+        folder.mkdir()
+        write_onnx(served, spec.size_px, folder / MODEL_FILE)
+        parity = check_parity(served, folder / MODEL_FILE, _parity_cells(run.load_data()))
+        report["export"] = _describe_export(parity, folder / MODEL_FILE)
+        (folder / MODEL_REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        card = model_card(config, report, version, _DATA_LICENCE)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        manifest = _manifest(run, report, version, folder)
+        (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+        folder.rename(target)
+    return target
+
+
+def round_to_half(network: nn.Module) -> nn.Module:
+    """Round every weight and statistic to the nearest float16, kept as float32; in place."""
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half().float())
+    return network
+
+
+def write_onnx(served: nn.Module, size_px: int, file: Path) -> None:
+    """Export to ONNX with a dynamic batch axis and float16-stored weights."""
+    example = torch.zeros((2, size_px, size_px, 3), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        # The exporter warns of its own dependencies' deprecations.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            served,
+            (example,),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RunError("the exporter gave no program")
+    model = program.model_proto
+    store_half(model)
+    model.doc_string = ""
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, file)
+
+
+def store_half(model: onnx.ModelProto) -> None:
+    """Store each float32 initializer as float16 with a cast behind it, in place.
+
+    ONNX Runtime folds the casts away when it loads the graph. A value that float16 can't hold
+    exactly stays as it is.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        half = values.astype(np.float16)
+        if values.size < 2 or not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(
+            onnx.helper.make_node("Cast", [tensor.name], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT)
+        )
+    for cast in reversed(casts):
+        model.graph.node.insert(0, cast)
+
+
+def _parity_cells(data: Data) -> NDArray[np.uint8]:
+    """Some cells of the test part, evenly over it."""
+    rows = data.split.test
+    return np.ascontiguousarray(data.inputs[rows[:: max(1, len(rows) // _PARITY_CELLS)]][:_PARITY_CELLS])
+
+
+def _manifest(run: Run, report: dict[str, Any], version: str, folder: Path) -> Manifest:
+    config = run.config()
+    files = {name: _sha256(folder / name) for name in (MODEL_FILE, MODEL_REPORT_FILE, CARD_FILE)}
+    band = report["review_band"]
+    return Manifest(
+        name=config.name,
+        version=version,
+        architecture=config.model.network,
+        precision="fp32",
+        labels=LABELS,
+        preprocessing=config.input.spec(),
+        temperature=report["temperature"],
+        review=ReviewBand(low=band["low"], high=band["high"]),
+        files=files,
+        golden=golden(folder / MODEL_FILE, config.input.spec()),
+        split=report["split"]["name"],
+        provenance={
+            "data": _DATA_LICENCE,
+            "split_sha256": report["split"]["sha256"],
+            "lineage": lineage(config),
+            "software": {name: installed_version(name) for name in ("leukoscope", "torch", "timm", "onnx")},
+        },
+        licence={"weights": "Apache-2.0", "start_weights": config.model.start.licence, "data": _DATA_LICENCE},
+    )
+
+
+def lineage(config: DataConfig) -> list[dict[str, Any]]:
+    """Return a run's configuration and its start file's hash, then those of the run that made that file."""
+    file = config.model.start.file
+    entry: dict[str, Any] = {"configuration": config.model_dump(mode="json")}
+    if file is None:
+        return [entry]
+    entry["start_file_sha256"] = _sha256(file)
+    earlier = Run(file.parent).feature_config()
+    return [entry, *(lineage(earlier) if earlier else [])]
+
+
+def golden(model: Path, spec: Preprocessing) -> Golden:
+    """Draw a cell, run it through the exported graph, and store both."""
+    buffer = io.BytesIO()
+    draw_cell("ALL", _GOLDEN_SEED).save(buffer, format="PNG", optimize=True)
+    pixels = preprocess(decode(buffer.getvalue()), spec)
+    logits = onnx_logits(model, pixels[None])[0]
+    return Golden(
+        image_png=base64.b64encode(buffer.getvalue()).decode("ascii"),
+        input_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        logits=tuple(float(value) for value in logits),
+        atol=_GOLDEN_ATOL,
+    )
+
+
+def _describe_export(parity: Parity, model: Path) -> dict[str, Any]:
+    return {
+        "bytes": model.stat().st_size,
+        "parity": {
+            "cells": parity.cells,
+            "largest_relative_difference": parity.largest_relative_difference,
+            "labels_differing": parity.labels_differing,
+        },
+    }
+
+
+def _read_report(run: Run) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads((run.folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run.folder} has no report; evaluate the run first") from error
+    return report
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,103 @@
+"""A run's folder: what is in it, and how a later step reads it again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.config import DataConfig, FeatureRunConfig, RunConfig
+from training.data.dataset import Data
+from training.errors import RunError
+from training.zoo import create
+
+CONFIG_FILE: Final = "config.json"
+WEIGHTS_FILE: Final = "weights.safetensors"
+PREDICTIONS_FILE: Final = "predictions.parquet"
+REPORT_FILE: Final = "report.json"
+CHECKPOINTS: Final = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder."""
+
+    folder: Path
+
+    def start(self, config: DataConfig, index: Path) -> None:
+        """Make the folder, or check that it belongs to the same configuration and index.
+
+        Raises:
+            RunError: The folder belongs to another configuration or index.
+        """
+        text = json.dumps({"config": config.model_dump(mode="json"), "index": str(index.resolve())}, indent=2) + "\n"
+        file = self.folder / CONFIG_FILE
+        if file.exists() and file.read_text(encoding="utf-8") != text:
+            raise RunError(f"{self.folder} belongs to a run with another configuration or index; name another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    def config(self) -> RunConfig:
+        """Return the run's configuration."""
+        return RunConfig.model_validate(self._settings()["config"])
+
+    def feature_config(self) -> FeatureRunConfig | None:
+        """Return the configuration of a run that taught features; None if this folder is no such run."""
+        try:
+            settings = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            return FeatureRunConfig.model_validate(settings["config"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def index(self) -> Path:
+        """Return the index that the run was made from."""
+        return Path(str(self._settings()["index"]))
+
+    def load_data(self) -> Data:
+        """Return the run's data, as it was split."""
+        return Data.load(self.index(), self.config(), self.cache())
+
+    def cache(self) -> Path:
+        """Return the folder of decoded arrays, which neighbouring runs share."""
+        return self.folder.parent / "cache"
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the checkpoint to resume from, if there is one."""
+        file = self.folder / CHECKPOINTS / "last.ckpt"
+        return file if file.exists() else None
+
+    def save_weights(self, state: dict[str, Tensor]) -> None:
+        """Write a network's weights."""
+        part = self.folder / f"{WEIGHTS_FILE}.part"
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+        part.replace(self.folder / WEIGHTS_FILE)
+
+    def load_network(self) -> Any:
+        """Return the run's network with its best weights, in evaluation mode.
+
+        Raises:
+            RunError: The run has not been fitted.
+        """
+        file = self.folder / WEIGHTS_FILE
+        if not file.exists():
+            raise RunError(f"{self.folder} has no {WEIGHTS_FILE}; fit the run to its end first")
+        network: Any = network_of(self.config())
+        network.load_state_dict(load_file(file))
+        return network.eval()
+
+    def _settings(self) -> dict[str, object]:
+        file = self.folder / CONFIG_FILE
+        try:
+            settings: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
+            RunConfig.model_validate(settings["config"])
+        except (OSError, ValueError, KeyError, ValidationError) as error:
+            raise RunError(f"{self.folder} is no run: {CONFIG_FILE} can't be read ({error})") from error
+        return settings
+
+
+def network_of(config: DataConfig) -> Any:
+    """Build a run's network with random weights."""
+    return create(config.model.network, drop_path=config.model.drop_path, dropout=config.model.dropout)

@@ -1,0 +1,70 @@
+"""Put start weights into a network: random, timm's, a file's, or grown from a smaller relative."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from training.config import StartConfig
+from training.errors import ConfigError
+from training.zoo.grow import grow_efficientnet
+
+
+def apply_start(network: Any, start: StartConfig, seed: int) -> None:
+    """Fill a network's backbone (or, from a file, all of it) with its start weights, in place.
+
+    A grown network computes what its relative does only with `set_activation_progress(network, 0)`.
+
+    Args:
+        network: A network of `training.zoo`, freshly built.
+        start: Where the weights come from.
+        seed: For the channels that growing copies.
+
+    Raises:
+        ConfigError: The file is missing or does not fit the network.
+    """
+    if start.kind == "pretrained":
+        name = network.backbone.default_cfg["architecture"]
+        fetched = timm.create_model(name, pretrained=True, num_classes=0, global_pool="")
+        network.backbone.load_state_dict(fetched.state_dict())
+    elif start.kind == "file" and start.file is not None:
+        _load(network, start.file)
+    elif start.kind == "grown" and start.relative is not None:
+        grow_efficientnet(_relative(start.relative, start.file), network.backbone, seed)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file as float32.
+
+    Raises:
+        ConfigError: Missing or no safetensors file.
+    """
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file}: start weights can't be read: {error}") from error
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
+def _relative(name: str, file: Path | None) -> nn.Module:
+    network: nn.Module = timm.create_model(name, pretrained=file is None, num_classes=0, global_pool="")
+    if file is not None:
+        weights = {key: value for key, value in read_weights(file).items() if not key.startswith("classifier.")}
+        _load_state(network, weights, file)
+    return network
+
+
+def _load(network: Any, file: Path) -> None:
+    weights = read_weights(file)
+    whole = any(name.startswith("backbone.") for name in weights)
+    _load_state(network if whole else network.backbone, weights, file)
+
+
+def _load_state(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(f"{file}: the weights are not those of this network: {error}") from error
