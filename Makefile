@@ -12,10 +12,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 # With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
 SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
 
-.PHONY: help run test check format lock clean
+.PHONY: help run test check format setup-training lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/.$(SERVICE)  ## start the service with the model in models/ (settings: leukoscope serve --help)
 	@exec $(BIN)/leukoscope serve
@@ -27,6 +27,9 @@ check: $(VENV)/.dev  ## check format, lint and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
+
+setup-training: $(VENV)/.training  ## install what leukoscope-train needs
+	@echo "$(BIN)/leukoscope-train is there"
 
 format: $(VENV)/.dev  ## format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 from torch import nn
 
 from training.errors import ParityError
@@ -35,7 +36,8 @@ def onnx_logits(model: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Run an exported graph on the CPU; pictures ``(batch, size, size, 3)`` to logits ``(batch, 2)``."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     parts = [
-        session.run(["logits"], {"image": images[start : start + _BATCH]})[0] for start in range(0, len(images), _BATCH)
+        session.run(["logits"], {"image": images[start : start + _BATCH]})[0]
+        for start in track(range(0, len(images), _BATCH), "Running the graph")
     ]
     return np.concatenate(parts)
 

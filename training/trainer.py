@@ -44,7 +44,7 @@ def run_trainer(
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         trainer = L.Trainer(
             devices=1,
-            logger=CSVLogger(run.folder, name="logs", version=""),
+            logger=CSVLogger(run.folder, name="logs", version="", flush_logs_every_n_steps=10),
             callbacks=[*callbacks, *([RichProgressBar()] if progress else [])],
             enable_progress_bar=progress,
             enable_model_summary=False,

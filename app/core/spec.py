@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self, get_args
 from app.core.errors import ManifestError
 
 SCHEMA_VERSION: Final = 1
+ACTIVE_FILE: Final = "active.json"
 MANIFEST_FILE: Final = "manifest.json"
 MODEL_FILE: Final = "model.onnx"
 REPORT_FILE: Final = "report.json"

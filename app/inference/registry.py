@@ -5,17 +5,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from app.core import imaging
 from app.core.errors import GoldenMismatchError, ImageError, ManifestError, ModelError, ModelIntegrityError
-from app.core.spec import MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest
+from app.core.spec import ACTIVE_FILE, MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest
 from app.inference.session import OnnxSession, Session
 from app.settings import Device
-
-ACTIVE_FILE: Final = "active.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from training.data.arrays import load_inputs
 from training.distil import distil, unexplained_variance
 from training.errors import ConfigError, DataError, ParityError, RunError
 from training.evaluate import evaluate
-from training.export import Served, export, round_to_half
+from training.export import Served, export, next_version, round_to_half
 from training.fit import fit
 from training.module import CellModule
 from training.parity import check_parity, onnx_logits
@@ -197,6 +197,28 @@ def test_an_answer_does_not_depend_on_its_batch(exported: Path) -> None:
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
 
 
+def test_the_graph_was_judged_on_the_whole_test_part(exported: Path) -> None:
+    report = json.loads((exported / "report.json").read_text())
+    assert report["export"]["test"]["auroc"] == pytest.approx(report["test"]["auroc"], abs=0.002)
+    assert report["export"]["bytes"] == (exported / MODEL_FILE).stat().st_size
+
+
+def test_no_path_of_the_machine_is_in_the_graph(exported: Path) -> None:
+    graph = (exported / MODEL_FILE).read_bytes()
+    assert b"site-packages" not in graph
+    assert b"training/" not in graph
+
+
+@pytest.mark.parametrize(
+    ("existing", "expected"),
+    [([], "1.0.0"), (["1.0.0"], "1.1.0"), (["1.9.0", "1.10.2", "notes"], "1.11.0"), (["1.3.0", "2.0.1"], "2.1.0")],
+)
+def test_the_next_version_is_one_minor_step_on(existing: list[str], expected: str, tmp_path: Path) -> None:
+    for name in existing:
+        (tmp_path / name).mkdir()
+    assert next_version(tmp_path) == expected
+
+
 def test_a_version_is_not_written_twice(exported: Path, fitted: Run) -> None:
     with pytest.raises(RunError, match="exists"):
         export(fitted, exported.parent.parent, "1.2.3")
@@ -210,11 +232,12 @@ def test_the_commands_from_folder_to_model(drawn_index: Path, tmp_path: Path) ->
         ["index", str(drawn_index.parent), "--out", index],
         ["fit", str(config), "--index", index, "--out", run],
         ["evaluate", run],
-        ["export", run, "--version", "0.1.0", "--models", models],
+        ["export", run, "--version", "0.1.0", "--models", models, "--activate"],
     ):
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, f"{words}: {result.output}\n{result.exception!r}"
     assert Manifest.load(Path(models) / "tiny" / "0.1.0").version == "0.1.0"
+    assert json.loads((Path(models) / "active.json").read_text()) == {"name": "tiny", "version": "0.1.0"}
 
 
 def toml(config: RunConfig) -> str:
