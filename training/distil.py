@@ -19,13 +19,11 @@ from torch import Tensor
 from training.config import AugmentConfig, FeatureRunConfig
 from training.data.augment import Augment
 from training.data.datamodule import Batch, CellData
-from training.data.dataset import Data
 from training.module import Normalise, step_seed, warmup_then_cosine
-from training.run import CHECKPOINTS, Run, network_of
-from training.trainer import run_trainer
+from training.run import CHECKPOINTS
+from training.trainer import prepare, run_trainer
 from training.zoo.activations import set_activation_progress
 from training.zoo.efficientnet import stage_features
-from training.zoo.start import apply_start
 
 _WARMUP_STEPS: Final = 20
 _CLIP_NORM: Final = 10.0
@@ -125,13 +123,8 @@ def distil(config: FeatureRunConfig, index: Path, folder: Path, *, progress: boo
     Raises:
         TrainingError: The data, the start weights or the folder are wrong.
     """
-    run = Run(folder)
-    run.start(config, index)
-    data = Data.load(index, config, run.cache())
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    network = network_of(config)
-    apply_start(network, config.model.start, config.seed)
-    module = FeatureModule(network.to(memory_format=torch.channels_last), config)
+    run, data, network = prepare(config, index, folder)
+    module = FeatureModule(network, config)
     settings = config.distil
     trainer = run_trainer(
         run,

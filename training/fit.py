@@ -16,11 +16,9 @@ from lightning.pytorch.callbacks import (
 
 from training.config import RunConfig
 from training.data.datamodule import CellData
-from training.data.dataset import Data
 from training.module import CellModule
-from training.run import CHECKPOINTS, Run, network_of
-from training.trainer import run_trainer
-from training.zoo.start import apply_start
+from training.run import CHECKPOINTS, Run
+from training.trainer import prepare, run_trainer
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,8 @@ def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True) 
     Raises:
         TrainingError: The data, the start weights or the folder are wrong, or the loss is no number.
     """
-    run = Run(folder)
-    run.start(config, index)
-    data = Data.load(index, config, run.cache())
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    network = network_of(config)
-    if run.last_checkpoint() is None:
-        apply_start(network, config.model.start, config.seed)
-    module = CellModule(network.to(memory_format=torch.channels_last), config)
+    run, data, network = prepare(config, index, folder)
+    module = CellModule(network, config)
     checkpoint = ModelCheckpoint(
         dirpath=folder / CHECKPOINTS, filename="best", monitor="val_auroc", mode="max", save_last=True
     )

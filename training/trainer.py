@@ -1,15 +1,43 @@
-"""Lightning's trainer as this project runs it: quiet, logged to CSV, resumed from the last checkpoint."""
+"""A run as both kinds of training start it, and Lightning's trainer: quiet, logged to CSV, resumed."""
 
 import logging
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
-from training.run import Run
+from training.config import DataConfig
+from training.data.dataset import Data
+from training.run import Run, network_of
+from training.zoo.start import apply_start
+
+
+def prepare(config: DataConfig, index: Path, folder: Path) -> tuple[Run, Data, Any]:
+    """Make or reopen a run's folder, read its data, and build its network with the start weights.
+
+    Args:
+        config: The run's configuration.
+        index: Made by ``leukoscope-train index``.
+        folder: The run's folder.
+
+    Returns:
+        The run, its data, and its network in the memory format that convolutions are fastest in.
+
+    Raises:
+        TrainingError: The data, the start weights or the folder are wrong.
+    """
+    run = Run(folder)
+    run.start(config, index)
+    data = Data.load(index, config, run.cache())
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    network = network_of(config)
+    apply_start(network, config.model.start, config.seed)
+    return run, data, network.to(memory_format=torch.channels_last)
 
 
 def run_trainer(
