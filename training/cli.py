@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(markup=False, highlight=False)
+console = Console(markup=False, highlight=False, soft_wrap=True)
 
 Start = Annotated[
     Path | None, typer.Option(help="Safetensors file with the start weights, instead of the one that CONFIG names.")
@@ -129,7 +129,9 @@ def main() -> None:
     try:
         app()
     except (TrainingError, LeukoscopeError) as error:
-        Console(stderr=True, markup=False, highlight=False).print(f"leukoscope-train: {error}", style="red")
+        Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
+            f"leukoscope-train: {error}", style="red"
+        )
         raise SystemExit(1) from error
 
 

@@ -32,8 +32,8 @@ def prepare(config: DataConfig, index: Path, folder: Path) -> tuple[Run, Data, A
         TrainingError: The data, the start weights or the folder are wrong.
     """
     run = Run(folder)
-    run.start(config, index)
     data = Data.load(index, config, run.cache())
+    run.start(config, index)
     L.seed_everything(config.seed, workers=True, verbose=False)
     network = network_of(config)
     apply_start(network, config.model.start, config.seed)
