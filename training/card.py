@@ -114,5 +114,5 @@ def _recipe(config: RunConfig) -> str:
         f"Input: {crop}, resized to {source.size_px} px ({source.resample}). "
         f"At most {fit.epochs} epochs of AdamW (learning rate {optimiser.backbone_lr:g} for the backbone, "
         f"{optimiser.head_lr:g} for the head), batch {fit.batch_size}, seed {config.seed}; the epoch was chosen by "
-        "the AUROC on the validation part. The whole configuration is in `manifest.json`."
+        "the cross-entropy on the validation part. The whole configuration is in `manifest.json`."
     )

@@ -85,7 +85,7 @@ def fit_command(
 
     settings = load_config(config, RunConfig, start)
     result = fit(settings, index, out or RUNS / settings.name)
-    console.print(f"{result.run.folder}: best validation AUROC {result.best_auroc:.4f}")
+    console.print(f"{result.run.folder}: best validation loss {result.best_loss:.4f}")
 
 
 @app.command("evaluate")

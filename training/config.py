@@ -139,13 +139,13 @@ class FitConfig(_Table):
     Attributes:
         epochs: Passes over as many cells as the training part has.
         batch_size: Cells a step.
-        balance: ``subject`` draws the two classes equally often and, within a class, cells with
-            the inverse square root of their subject's cell count; ``none`` shuffles.
+        balance: ``subject`` draws, within a class, cells with the inverse square root of their
+            subject's cell count; ``none`` shuffles.
         label_smoothing: 0..1.
         freeze_norm: Keep the backbone's batch-norm statistics as they started.
         precision: Lightning's name, such as ``32-true`` or ``bf16-mixed``.
         accelerator: Lightning's name; ``auto`` takes a GPU where there is one.
-        patience: Epochs without a better validation AUROC before the run stops.
+        patience: Epochs without a smaller validation loss before the run stops.
     """
 
     epochs: Annotated[int, Field(ge=1)]

@@ -29,13 +29,14 @@ class FitResult:
         run: Its folder, with the best epoch's weights.
         trainer: Lightning's, after the fit.
         module: With the last epoch's weights.
-        best_auroc: Validation AUROC of the best epoch, 0..1.
+        best_loss: Validation cross-entropy of the best epoch, whose weights are kept. It scores the
+            probabilities that will be answered, where the AUROC would score their order alone.
     """
 
     run: Run
     trainer: L.Trainer
     module: CellModule
-    best_auroc: float
+    best_loss: float
 
 
 def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True) -> FitResult:
@@ -53,7 +54,7 @@ def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True) 
     run, data, network = prepare(config, index, folder)
     module = CellModule(network, config)
     checkpoint = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS, filename="best", monitor="val_auroc", mode="max", save_last=True
+        dirpath=folder / CHECKPOINTS, filename="best", monitor="val_loss", mode="min", save_last=True
     )
     trainer = run_trainer(
         run,
@@ -67,12 +68,12 @@ def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True) 
         gradient_clip_val=config.optimiser.clip_norm,
     )
     run.save_weights(_network_state(Path(checkpoint.best_model_path)))
-    return FitResult(run, trainer, module, float(checkpoint.best_model_score or 0.0))
+    return FitResult(run, trainer, module, float(checkpoint.best_model_score or "nan"))
 
 
 def _callbacks(config: RunConfig) -> list[Callback]:
     callbacks: list[Callback] = [
-        EarlyStopping("val_auroc", mode="max", patience=config.fit.patience),
+        EarlyStopping("val_loss", mode="min", patience=config.fit.patience),
         LearningRateMonitor("epoch"),
     ]
     if config.optimiser.average_decay:

@@ -64,21 +64,23 @@ class EpochSampler(Sampler[int]):
 
 
 def balanced_weights(targets: NDArray[np.int64], subjects: NDArray[np.str_]) -> NDArray[np.float64]:
-    """Weights that draw classes equally, and large subjects less than their size would have it.
+    """Weights that draw large subjects less often than their size would have it.
 
     Args:
         targets: Class of each cell, shape ``(cells,)``.
         subjects: Subject group of each cell, same shape.
 
     Returns:
-        Probabilities, same shape; each class sums to the same. Within a class a cell's weight
-        is the inverse square root of its subject's number of cells.
+        Probabilities, same shape. Each class keeps its share of the cells, so that the network's
+        probabilities keep the data's prevalence; within a class a cell's weight is the inverse
+        square root of its subject's number of cells.
     """
     _, inverse, counts = np.unique(subjects, return_inverse=True, return_counts=True)
     weights = 1 / np.sqrt(counts[inverse])
     for label in np.unique(targets):
-        weights[targets == label] /= weights[targets == label].sum()
-    return np.asarray(weights / weights.sum())
+        mine = targets == label
+        weights[mine] *= mine.mean() / weights[mine].sum()
+    return np.asarray(weights)
 
 
 class CellData(L.LightningDataModule):
