@@ -23,7 +23,8 @@ def model_card(config: RunConfig, report: dict[str, Any], version: str, data_lic
         "For research use: it is not a medical device, and one cell's label is no diagnosis.",
         "## How it was measured",
         _split(report["split"]),
-        "Subjects of the test part were not trained on, and nothing was chosen by them.",
+        "Subjects of the test part were not trained on. Epoch, temperature and review band were chosen on the "
+        "validation part.",
         "## What was measured",
         _figures(report),
         _review(report),

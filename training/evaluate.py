@@ -20,8 +20,9 @@ from training.metrics import figures, per_subject, subject_bootstrap
 from training.module import ALL, CellModule
 from training.run import PREDICTIONS_FILE, REPORT_FILE, Run
 
-# Outside the review band, nineteen answers in twenty should be right on validation subjects.
-_WANTED_ACCURACY: Final = 0.95
+# Outside the review band, nine answers in ten should be right on validation subjects. More would
+# send nearly all cells to a person, as long as single cells of unseen subjects are this hard.
+_WANTED_ACCURACY: Final = 0.9
 
 
 def evaluate(run: Run) -> dict[str, Any]:
