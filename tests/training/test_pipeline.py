@@ -100,7 +100,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
 def test_missing_start_weights_are_an_error(drawn_index: Path, tmp_path: Path) -> None:
     start = {"kind": "file", "file": str(tmp_path / "missing.safetensors")}
     config = run_config(model={"network": "efficientnet-b3", "start": start})
-    with pytest.raises(ConfigError, match="start weights can't be read"):
+    with pytest.raises(ConfigError, match="leukoscope-train distil"):
         fit(config, drawn_index, tmp_path / "run", progress=False)
 
 

@@ -42,6 +42,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: Missing or no safetensors file.
     """
+    if not file.is_file():
+        raise ConfigError(
+            f"{file}: there are no start weights; make them with 'leukoscope-train distil', "
+            "or name a safetensors file with --start"
+        )
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
