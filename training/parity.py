@@ -23,7 +23,8 @@ class Parity:
 
     Attributes:
         cells: Number of pictures compared.
-        largest_relative_difference: Of a logit, relative to the largest logit of its picture.
+        largest_relative_difference: Of a logit, relative to the largest logit of its picture, or to
+            1 where that is smaller: near zero, rounding alone would be a large share.
         labels_differing: Pictures whose winning class differs.
     """
 
@@ -61,7 +62,7 @@ def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8]) -> 
             [network(torch.from_numpy(images[i : i + _BATCH])).numpy() for i in range(0, len(images), _BATCH)]
         )
     actual = onnx_logits(model, images)
-    scale = np.abs(expected).max(axis=1, keepdims=True)
+    scale = np.abs(expected).max(axis=1, keepdims=True).clip(min=1.0)
     parity = Parity(
         cells=len(images),
         largest_relative_difference=float((np.abs(actual - expected) / scale).max()),
