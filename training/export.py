@@ -227,11 +227,17 @@ def _manifest(run: Run, report: dict[str, Any], version: str, folder: Path) -> M
 
 
 def lineage(config: DataConfig) -> list[dict[str, Any]]:
-    """Return a run's configuration and its start file's hash, then those of the run that made that file."""
+    """Return a run's configuration and its start file's hash, then those of the run that made that file.
+
+    Raises:
+        RunError: A start file is no longer there.
+    """
     file = config.model.start.file
     entry: dict[str, Any] = {"configuration": config.model_dump(mode="json")}
     if file is None:
         return [entry]
+    if not file.is_file():
+        raise RunError(f"{file}: the start weights are gone; the manifest names them by their hash")
     entry["start_file_sha256"] = _sha256(file)
     earlier = Run(file.parent).feature_config()
     return [entry, *(lineage(earlier) if earlier else [])]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.config import DataConfig, FeatureRunConfig, RunConfig
 from training.data.dataset import Data
-from training.errors import RunError
+from training.errors import ConfigError, RunError
 from training.zoo import create
 
 CONFIG_FILE: Final = "config.json"
@@ -99,5 +99,12 @@ class Run:
 
 
 def network_of(config: DataConfig) -> Any:
-    """Build a run's network with random weights."""
-    return create(config.model.network, drop_path=config.model.drop_path, dropout=config.model.dropout)
+    """Build a run's network with random weights.
+
+    Raises:
+        ConfigError: There is no network of that name.
+    """
+    try:
+        return create(config.model.network, drop_path=config.model.drop_path, dropout=config.model.dropout)
+    except ValueError as error:
+        raise ConfigError(f"model.network: {error}") from error

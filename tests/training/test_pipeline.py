@@ -21,7 +21,7 @@ from training.data.arrays import load_inputs
 from training.distil import distil, unexplained_variance
 from training.errors import ConfigError, DataError, ParityError, RunError
 from training.evaluate import evaluate
-from training.export import Served, export, next_version, round_to_half
+from training.export import Served, export, lineage, next_version, round_to_half
 from training.fit import fit
 from training.module import CellModule
 from training.parity import check_parity, onnx_logits
@@ -84,6 +84,19 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
         torch.testing.assert_close(actual[name], tensor, rtol=0, atol=0, msg=name)
 
 
+def test_a_finished_run_stays_as_it_is(fitted: Run, drawn_index: Path) -> None:
+    before = weights(fitted)
+    again = fit(run_config(), drawn_index, fitted.folder, progress=False)
+    assert again.best_loss > 0
+    for name, tensor in weights(again.run).items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, msg=name)
+
+
+def test_an_unknown_network_is_an_error(drawn_index: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.network: unknown network 'resnet-9000'"):
+        fit(run_config(model={"network": "resnet-9000"}), drawn_index, tmp_path / "run", progress=False)
+
+
 def test_another_configuration_can_not_go_on_in_the_same_folder(fitted: Run, drawn_index: Path) -> None:
     with pytest.raises(RunError, match="another configuration"):
         fit(run_config(seed=8), drawn_index, fitted.folder, progress=False)
@@ -131,7 +144,10 @@ def test_features_are_taught_and_can_start_a_classifier(drawn_index: Path, tmp_p
     name = "backbone.conv_stem.weight"
     torch.testing.assert_close(weights(run)[name], load_file(file)["conv_stem.weight"], rtol=0, atol=0.01)
     assert run.feature_config() is None
-    assert Run(file.parent).feature_config() == feature_config(relative)
+    assert [entry["configuration"]["name"] for entry in lineage(config)] == ["tiny", "tiny-features"]
+    file.unlink()
+    with pytest.raises(RunError, match="start weights are gone"):
+        lineage(config)
 
 
 def test_unexplained_variance_is_0_for_the_same_and_1_for_the_mean() -> None:

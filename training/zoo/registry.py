@@ -1,4 +1,4 @@
-"""Registry of network families: a name and an activation in, an untrained classifier out."""
+"""Registry of network families: a name and its options in, an untrained classifier out."""
 
 from collections.abc import Callable
 from typing import Protocol
