@@ -167,7 +167,7 @@ class DistilConfig(_Table):
         crop_px: Side of a random square of the input; smaller is faster, and as good for
             features, which are local.
         learning_rate: Of AdamW, after a short warm-up, with a cosine to zero.
-        morph: Share of the steps over which ReLU6 becomes the network's own SiLU.
+        morph: Share of the steps over which ReLU6 becomes the network's own SiLU; it must end before they do.
         precision: Lightning's name.
         accelerator: Lightning's name.
     """
@@ -176,7 +176,7 @@ class DistilConfig(_Table):
     batch_size: Annotated[int, Field(ge=1)] = 32
     crop_px: Annotated[int, Field(ge=32)]
     learning_rate: Rate = 5e-4
-    morph: Rate = 0.5
+    morph: Annotated[float, Field(gt=0, le=0.9)] = 0.5
     precision: Precision = "32-true"
     accelerator: Accelerator = "auto"
 

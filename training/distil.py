@@ -8,7 +8,7 @@ and batch-norm statistics stay: re-estimated on cells, they would change every f
 
 import copy
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import lightning as L
 import torch
@@ -22,6 +22,7 @@ from training.data.datamodule import Batch, CellData
 from training.module import Normalise, step_seed, warmup_then_cosine
 from training.run import CHECKPOINTS
 from training.trainer import prepare, run_trainer
+from training.zoo import Classifier
 from training.zoo.activations import set_activation_progress
 from training.zoo.efficientnet import stage_features
 
@@ -38,7 +39,7 @@ class FeatureModule(L.LightningModule):
         config: The run's configuration.
     """
 
-    def __init__(self, network: Any, config: FeatureRunConfig) -> None:
+    def __init__(self, network: Classifier, config: FeatureRunConfig) -> None:
         super().__init__()
         self.network = network
         self._config = config

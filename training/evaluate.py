@@ -16,7 +16,7 @@ from training.data.arrays import LABELS
 from training.data.datamodule import CellData
 from training.data.dataset import Data
 from training.data.splits import Rows
-from training.metrics import figures, per_subject, subject_bootstrap
+from training.metrics import expected_calibration_error, figures, per_subject, subject_bootstrap
 from training.module import ALL, CellModule
 from training.run import PREDICTIONS_FILE, REPORT_FILE, Run
 
@@ -59,7 +59,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             "interval_95": subject_bootstrap(
                 probability["test"], truth["test"], data.groups[parts["test"]], seed=run.config().seed
             ),
-            "ece_without_temperature": figures(softmax(by_part["test"])[:, ALL], truth["test"])["ece"],
+            "ece_without_temperature": expected_calibration_error(softmax(by_part["test"])[:, ALL], truth["test"]),
             "review": _describe_review(band, probability["test"], truth["test"]),
             "subjects": per_subject(
                 probability["test"], truth["test"], data.cells["subject"].to_numpy()[parts["test"]]

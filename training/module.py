@@ -16,6 +16,7 @@ from training.data.arrays import LABELS
 from training.data.augment import Augment
 from training.data.datamodule import Batch
 from training.errors import RunError
+from training.zoo import Classifier
 
 ALL: Final = LABELS.index("ALL")
 
@@ -44,7 +45,7 @@ class CellModule(L.LightningModule):
         config: The run's configuration.
     """
 
-    def __init__(self, network: Any, config: RunConfig) -> None:
+    def __init__(self, network: Classifier, config: RunConfig) -> None:
         super().__init__()
         self.network = network
         self._config = config

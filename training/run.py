@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -12,7 +12,7 @@ from torch import Tensor
 from training.config import DataConfig, FeatureRunConfig, RunConfig
 from training.data.dataset import Data
 from training.errors import ConfigError, RunError
-from training.zoo import create
+from training.zoo import Classifier, create
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -75,7 +75,7 @@ class Run:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
         part.replace(self.folder / WEIGHTS_FILE)
 
-    def load_network(self) -> Any:
+    def load_network(self) -> Classifier:
         """Return the run's network with its best weights, in evaluation mode.
 
         Raises:
@@ -84,7 +84,7 @@ class Run:
         file = self.folder / WEIGHTS_FILE
         if not file.exists():
             raise RunError(f"{self.folder} has no {WEIGHTS_FILE}; fit the run to its end first")
-        network: Any = network_of(self.config())
+        network = network_of(self.config())
         network.load_state_dict(load_file(file))
         return network.eval()
 
@@ -98,7 +98,7 @@ class Run:
         return settings
 
 
-def network_of(config: DataConfig) -> Any:
+def network_of(config: DataConfig) -> Classifier:
     """Build a run's network with random weights.
 
     Raises:

@@ -14,10 +14,11 @@ from lightning.pytorch.loggers import CSVLogger
 from training.config import DataConfig
 from training.data.dataset import Data
 from training.run import Run, network_of
+from training.zoo import Classifier
 from training.zoo.start import apply_start
 
 
-def prepare(config: DataConfig, index: Path, folder: Path) -> tuple[Run, Data, Any]:
+def prepare(config: DataConfig, index: Path, folder: Path) -> tuple[Run, Data, Classifier]:
     """Make or reopen a run's folder, read its data, and build its network with the start weights.
 
     Args:

@@ -183,8 +183,8 @@ def _create(path: Path, providers: list[str | tuple[str, dict[str, Any]]], threa
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # Threads may spin between two operators (the default): measured on two cores, a lone picture is then
-    # answered about a quarter sooner, and the throughput under load is no worse.
+    # Threads may spin between two operators, as is the default: measured on two cores, a lone picture is
+    # answered sooner then, and the throughput under load is no worse.
     # ONNX Runtime prints what goes wrong with a provider; what matters of it is raised or logged here.
     with contextlib.redirect_stdout(io.StringIO()):
         if len(providers) > 1:

@@ -9,7 +9,8 @@ from torch import nn
 
 from training.zoo import create, names
 from training.zoo.activations import Relu6ToSilu, set_activation_progress
-from training.zoo.efficientnet import DensePenaltyHead, parameter_count, stage_features
+from training.zoo.classifier import DensePenaltyHead, parameter_count
+from training.zoo.efficientnet import stage_features
 from training.zoo.grow import ChannelMap, grow_efficientnet
 
 

@@ -56,10 +56,13 @@ def _write(file: Path, cells: pl.DataFrame, root: Path, spec: Preprocessing) -> 
     shape = (len(cells), spec.size_px, spec.size_px, 3)
     array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
     rows = zip(cells["path"], cells["sha256"], strict=True)
-    for number, picture in enumerate(track(_read_all(root, rows, spec), "Decoding cells", total=len(cells))):
-        array[number] = picture
-    array.flush()
-    part.replace(file)
+    try:
+        for number, picture in enumerate(track(_read_all(root, rows, spec), "Decoding cells", total=len(cells))):
+            array[number] = picture
+        array.flush()
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _read_all(root: Path, rows: Iterable[tuple[str, str]], spec: Preprocessing) -> Iterable[NDArray[np.uint8]]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -77,8 +77,9 @@ def build_index(data: Path, index_file: Path) -> Index:
         )
     rows: list[dict[str, Any]] = []
     problems: list[tuple[Path, str]] = []
-    with ProcessPoolExecutor() as pool:
-        results = pool.map(_read, files, chunksize=32)
+    # Reading, hashing and decoding release the interpreter's lock.
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(_read, files)
         for path, result in zip(files, track(results, "Reading cells", total=len(files)), strict=True):
             if isinstance(result, str):
                 problems.append((path, result))

@@ -1,5 +1,6 @@
 """The networks that can be trained, by name."""
 
-from training.zoo.registry import Classifier, create, names
+from training.zoo.classifier import Classifier
+from training.zoo.registry import create, names
 
 __all__ = ["Classifier", "create", "names"]

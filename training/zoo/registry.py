@@ -1,34 +1,11 @@
 """Registry of network families: a name and its options in, an untrained classifier out."""
 
 from collections.abc import Callable
-from typing import Protocol
 
-from torch import Tensor, nn
-
+from training.zoo.classifier import Classifier
 from training.zoo.efficientnet import efficientnet_b3
 
-
-class Classifier(Protocol):
-    """What the training needs of a network; every entry of the registry gives one.
-
-    Attributes:
-        backbone: Pictures, shape ``(batch, 3, height, width)``, to a feature map.
-        head: Feature map to logits, with the penalty that belongs to its design.
-    """
-
-    backbone: nn.Module
-    head: nn.Module
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits, shape ``(batch, 2)``, for scaled pictures ``(batch, 3, height, width)``."""
-        ...
-
-    def forward_with_penalty(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits and the scalar penalty to add to the loss."""
-        ...
-
-
-_FAMILIES: dict[str, Callable[..., nn.Module]] = {
+_FAMILIES: dict[str, Callable[..., Classifier]] = {
     "efficientnet-b3": efficientnet_b3,
 }
 
@@ -38,7 +15,7 @@ def names() -> tuple[str, ...]:
     return tuple(_FAMILIES)
 
 
-def create(name: str, **options: object) -> nn.Module:
+def create(name: str, **options: object) -> Classifier:
     """Build a network with random weights.
 
     Args:
@@ -46,7 +23,7 @@ def create(name: str, **options: object) -> nn.Module:
         **options: Passed to the family.
 
     Returns:
-        A module that also is a `Classifier`.
+        The network; set its weights with `training.zoo.start`.
 
     Raises:
         ValueError: An unknown name.

@@ -1,7 +1,6 @@
 """Put start weights into a network: random, timm's, a file's, or grown from a smaller relative."""
 
 from pathlib import Path
-from typing import Any
 
 import timm
 from safetensors import SafetensorError
@@ -10,10 +9,11 @@ from torch import Tensor, nn
 
 from training.config import StartConfig
 from training.errors import ConfigError
+from training.zoo.classifier import Classifier
 from training.zoo.grow import grow_efficientnet
 
 
-def apply_start(network: Any, start: StartConfig, seed: int) -> None:
+def apply_start(network: Classifier, start: StartConfig, seed: int) -> None:
     """Fill a network's backbone (or, from a file, all of it) with its start weights, in place.
 
     A grown network computes what its relative does only with `set_activation_progress(network, 0)`.
@@ -62,7 +62,7 @@ def _relative(name: str, file: Path | None) -> nn.Module:
     return network
 
 
-def _load(network: Any, file: Path) -> None:
+def _load(network: Classifier, file: Path) -> None:
     weights = read_weights(file)
     whole = any(name.startswith("backbone.") for name in weights)
     _load_state(network if whole else network.backbone, weights, file)
