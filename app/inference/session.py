@@ -14,14 +14,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from app.core.errors import InferenceError, ModelIntegrityError, ProviderError
-from app.core.spec import Manifest
+from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, Manifest
 from app.settings import Device
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 CUDA_PROVIDER: Final = "CUDAExecutionProvider"
-INPUT_NAME: Final = "image"
-OUTPUT_NAME: Final = "logits"
 
+# Name, type and number of dimensions of what a graph may give beside the logits.
+_OPTIONAL_OUTPUTS: Final = {(FEATURES_NAME, "tensor(float)", 2), (EVIDENCE_NAME, "tensor(float)", 3)}
 _LOG: Final = logging.getLogger(__name__)
 _DEFAULT_MAX_BATCH: Final = {CPU_PROVIDER: 4, CUDA_PROVIDER: 32}
 
@@ -107,7 +107,7 @@ class OnnxSession:
         if self._padded:
             images = _pad(images, next(bucket for bucket in self._buckets if bucket >= count))
         try:
-            output = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
+            output = self._session.run([LOGITS_NAME], {INPUT_NAME: images})[0]
         except Exception as error:
             raise InferenceError("The model failed on this batch of pictures.") from error
         logits = np.asarray(output, dtype=np.float32)
@@ -203,10 +203,12 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
     inputs = [(node.name, node.type, _fixed(node.shape)) for node in session.get_inputs()]
     outputs = [(node.name, node.type, _fixed(node.shape)) for node in session.get_outputs()]
     wanted_inputs = [(INPUT_NAME, "tensor(uint8)", [None, side, side, 3])]
-    wanted_outputs = [(OUTPUT_NAME, "tensor(float)", [None, len(manifest.labels)])]
+    wanted_outputs = [(LOGITS_NAME, "tensor(float)", [None, len(manifest.labels)])]
     if inputs != wanted_inputs:
         raise ModelIntegrityError(f"The graph's input is {inputs}; the manifest wants {wanted_inputs}.")
-    if outputs != wanted_outputs:
+    if outputs[:1] != wanted_outputs or any(
+        (name, kind, len(shape)) not in _OPTIONAL_OUTPUTS for name, kind, shape in outputs[1:]
+    ):
         raise ModelIntegrityError(f"The graph's output is {outputs}; the manifest wants {wanted_outputs}.")
 
 
