@@ -1,4 +1,4 @@
-"""The command `leukoscope`: serve, and list the installed models."""
+"""The command `leukoscope`: serve, list the installed models, make API keys."""
 
 import logging
 import signal
@@ -12,9 +12,11 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
+from app.commands.keys import keys_cli
 from app.core.errors import LeukoscopeError
 from app.inference.registry import Registry
 from app.main import create_app
+from app.security.keys import KeySettingsError
 from app.settings import Settings, describe, explain
 
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -27,6 +29,7 @@ cli = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+cli.add_typer(keys_cli, name="keys")
 
 
 def _serve_help() -> str:
@@ -43,15 +46,20 @@ def serve() -> None:
     """Serve the active model over HTTP until Ctrl-C."""
     settings = _settings()
     logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT)
-    listener = _listen(settings)
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
 
+    try:
+        app = create_app(settings, on_start_failure=stop)
+    except KeySettingsError as error:
+        typer.echo(f"leukoscope: {error}", err=True)
+        raise typer.Exit(_BAD_SETTINGS) from None
+    listener = _listen(settings)
     config = uvicorn.Config(
-        create_app(settings, on_start_failure=stop),
+        app,
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
@@ -15,8 +15,10 @@ from app.inference.engine import Engine
 from app.inference.registry import Registry
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
-from app.problems import install_handlers
+from app.problems import install_handlers, openapi_problems
 from app.routes import health, metrics, models, predict
+from app.routes.access import require_client, require_for_metrics
+from app.security.keys import AccessKeys
 from app.services import Services
 from app.settings import Settings
 
@@ -37,13 +39,17 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
         settings: All of them.
         on_start_failure: Called if the model can't be served; without it the application stays up,
             not ready, and `/readyz` gives the reason.
+
+    Raises:
+        KeySettingsError: The API keys can't be read, or there are none and the address is public.
     """
+    keys = AccessKeys.of(settings)
     service_metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = Engine(settings, service_metrics, Registry(settings.models_dir))
-        app.state.services = Services(settings, service_metrics, engine)
+        app.state.services = Services(settings, service_metrics, engine, keys)
         starting = asyncio.create_task(_start(engine, settings, on_start_failure))
         try:
             yield
@@ -59,8 +65,10 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
     app.add_middleware(RequestMiddleware, metrics=service_metrics)
     app.add_middleware(UnreadBodyMiddleware)
     install_handlers(app, service_metrics.count_rejected)
-    for router in (predict.router, models.router, health.router, metrics.router):
-        app.include_router(router)
+    for router in (predict.router, models.router):
+        app.include_router(router, dependencies=[Depends(require_client)], responses=openapi_problems(401))
+    app.include_router(health.router)
+    app.include_router(metrics.router, dependencies=[Depends(require_for_metrics)])
     app.add_api_route("/", _to_docs, include_in_schema=False)
     return app
 

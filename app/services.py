@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from app.inference.engine import Engine
 from app.metrics import Metrics
+from app.security.keys import AccessKeys
 from app.settings import Settings
 
 
@@ -18,6 +19,7 @@ class Services:
     settings: Settings
     metrics: Metrics
     engine: Engine
+    keys: AccessKeys
 
 
 def services_of(request: Request) -> Services:

@@ -24,6 +24,18 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(min_length=1, description="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="TCP port to listen on.")] = 8000
+    api_keys: Annotated[
+        str, Field(repr=False, description="Keys of clients, NAME:HASH,... as `leukoscope keys new` prints them.")
+    ] = ""
+    api_keys_file: Annotated[Path | None, Field(description="The same in a file, one on a line.")] = None
+    admin_keys: Annotated[
+        str, Field(repr=False, description="Keys of those who may change what is served, in the same form.")
+    ] = ""
+    admin_keys_file: Annotated[Path | None, Field(description="The same in a file, one on a line.")] = None
+    allow_anonymous: Annotated[
+        bool, Field(description="Listen on an address that others can reach though no API key is set.")
+    ] = False
+    metrics_need_key: Annotated[bool, Field(description="Whether /metrics is for the holders of keys only.")] = False
     models_dir: Annotated[Path, Field(description="Folder with active.json and <name>/<version>/.")] = Path("models")
     device: Annotated[Device, Field(description="Where the model runs; auto takes a GPU if one is there.")] = "auto"
     gpu_index: Annotated[int, Field(ge=0, le=63, description="Which GPU, if one is used.")] = 0
@@ -95,7 +107,7 @@ def explain(error: ValidationError) -> list[str]:
 def describe() -> list[tuple[str, str, str, str]]:
     """Return (variable, default, allowed values, meaning) for each setting, in order."""
     return [
-        (PREFIX + name.upper(), str(field.default), _allowed(field), field.description or "")
+        (PREFIX + name.upper(), _default(field), _allowed(field), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
 
@@ -107,8 +119,16 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(PREFIX + stem for stem in near)}?)" if near else ""
 
 
+def _default(field: FieldInfo) -> str:
+    if field.default in (None, ""):
+        return "none"
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
 def _allowed(field: FieldInfo) -> str:
     annotation: Any = field.annotation
+    if annotation is bool:
+        return "true|false"
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     low = next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), None)

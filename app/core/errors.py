@@ -14,6 +14,9 @@ LeukoscopeError
 │   ├── DeadlineExceededError
 │   ├── NotReadyError
 │   └── InferenceError
+├── AccessError                 who asks may not
+│   ├── UnauthenticatedError
+│   └── ForbiddenError
 └── ModelError                  what is installed under models/ is wrong
     ├── ManifestError
     ├── ModelIntegrityError
@@ -84,6 +87,18 @@ class NotReadyError(ServiceError):
 
 class InferenceError(ServiceError):
     """The model failed on a batch, or gave numbers that are no answer."""
+
+
+class AccessError(LeukoscopeError):
+    """The caller may not do this."""
+
+
+class UnauthenticatedError(AccessError):
+    """A key is needed, and none came, or an unknown one."""
+
+
+class ForbiddenError(AccessError):
+    """Whoever it is may not do this."""
 
 
 class ModelError(LeukoscopeError):

@@ -17,6 +17,8 @@ STATUS = {
     "DeadlineExceededError": 504,
     "NotReadyError": 503,
     "InferenceError": 500,
+    "UnauthenticatedError": 401,
+    "ForbiddenError": 403,
 }
 
 

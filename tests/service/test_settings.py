@@ -72,7 +72,7 @@ def test_every_setting_is_described_and_every_number_bounded() -> None:
     for variable, _, allowed, meaning in describe():
         assert meaning.endswith("."), variable
         annotation = Settings.model_fields[variable.removeprefix("LEUKOSCOPE_").lower()].annotation
-        assert allowed or annotation in {str, Path}, variable
+        assert allowed or annotation in {str, Path, Path | None}, variable
 
 
 @pytest.mark.parametrize(
