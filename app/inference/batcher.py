@@ -14,20 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.core.errors import InferenceError, NotReadyError, QueueFullError
-from app.inference.session import Session
+from app.inference.session import Outputs, Session
 from app.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
 _NEWEST_SHARE: Final = 0.2  # of the newest batch in the running mean of seconds per picture
 
 _Image = NDArray[np.uint8]
-_Logits = NDArray[np.float32]
 
 
 @dataclass(slots=True, eq=False)
 class _Item:
     image: _Image
-    logits: asyncio.Future[_Logits]
+    outputs: asyncio.Future[Outputs]
     arrived_s: float
 
 
@@ -35,32 +34,32 @@ class Admission:
     """Room for some pictures in the queue; each gives its place back when it has ended."""
 
     def __init__(
-        self, images: int, submit: Callable[[_Image], Awaitable[_Logits]], give_back: Callable[[int], None]
+        self, images: int, submit: Callable[[_Image], Awaitable[Outputs]], give_back: Callable[[int], None]
     ) -> None:
         self._places = images
         self._submit = submit
         self._give_back = give_back
 
-    async def submit(self, image: _Image) -> _Logits:
+    async def submit(self, image: _Image) -> Outputs:
         """Have one picture computed and give its place back.
 
         Args:
             image: Shape ``(size_px, size_px, 3)``.
 
         Returns:
-            Logits of shape ``(labels,)``.
+            What the model says of it, without a batch axis.
 
         Raises:
             InferenceError: The model failed on this picture's batch.
             NotReadyError: The service stopped first.
         """
         try:
-            logits = await self._submit(image)
+            outputs = await self._submit(image)
         except Exception:  # a cancelled picture keeps its place until `close` counts it
             self.release()
             raise
         self.release()
-        return logits
+        return outputs
 
     def release(self) -> None:
         """Give one place back: this picture has ended."""
@@ -161,7 +160,7 @@ class Batcher:
         else:
             self._idle.set()
 
-    async def _submit(self, image: _Image) -> _Logits:
+    async def _submit(self, image: _Image) -> Outputs:
         if self._closed:
             raise NotReadyError("The service stopped before this picture was answered.")
         loop = asyncio.get_running_loop()
@@ -169,7 +168,7 @@ class Batcher:
         self._waiting.append(item)
         self._arrived.set()
         # Cancelling the caller cancels the future, which is how `_next_batch` knows to drop the item.
-        return await item.logits
+        return await item.outputs
 
     async def _serve(self) -> None:
         while True:
@@ -181,7 +180,7 @@ class Batcher:
         """Wait for a picture, then for more as `max_wait_ms` allows; the device is free meanwhile."""
         max_batch = self._session.max_batch
         while True:
-            self._waiting = deque(item for item in self._waiting if not item.logits.done())
+            self._waiting = deque(item for item in self._waiting if not item.outputs.done())
             left_s = self._left_s()
             if len(self._waiting) >= max_batch or (left_s is not None and left_s <= 0):
                 return [self._waiting.popleft() for _ in range(min(max_batch, len(self._waiting)))]
@@ -202,37 +201,38 @@ class Batcher:
             self._metrics.queue_wait_seconds.observe(time.monotonic() - item.arrived_s)
         self._metrics.batch_size.observe(len(batch))
         try:
-            logits = await loop.run_in_executor(self._worker, self._compute, [item.image for item in batch])
+            outputs = await loop.run_in_executor(self._worker, self._compute, [item.image for item in batch])
         except Exception as error:  # noqa: BLE001 - whatever a session raises fails its own batch and no other
             _LOG.exception("a batch of %d pictures failed", len(batch))
             message = str(error) if isinstance(error, InferenceError) else "The model failed on this batch of pictures."
             _fail(batch, InferenceError(message))
         else:
-            _answer(batch, logits)
+            _answer(batch, outputs)
 
-    def _compute(self, images: list[_Image]) -> _Logits:
+    def _compute(self, images: list[_Image]) -> Outputs:
         began_s = time.perf_counter()
-        logits = self._session.run(np.stack(images))
+        outputs = self._session.run(np.stack(images))
         elapsed_s = time.perf_counter() - began_s
-        if len(logits) != len(images):
-            raise InferenceError(f"The model gave {len(logits)} answers for {len(images)} pictures.")
+        if len(outputs) != len(images):
+            raise InferenceError(f"The model gave {len(outputs)} answers for {len(images)} pictures.")
         self._metrics.inference_seconds.observe(elapsed_s)
         newest_s = elapsed_s / len(images)
         before_s = newest_s if self._image_s is None else self._image_s
         self._image_s = before_s + _NEWEST_SHARE * (newest_s - before_s)
-        return logits
+        return outputs
 
 
 def _fail(items: list[_Item], error: InferenceError | NotReadyError) -> None:
     for item in items:
-        if not item.logits.done():
+        if not item.outputs.done():
             # One exception object in many tasks would collect the tracebacks of all of them.
-            item.logits.set_exception(type(error)(str(error)))
+            item.outputs.set_exception(type(error)(str(error)))
 
 
-def _answer(items: list[_Item], logits: _Logits) -> None:
-    for item, row in zip(items, logits, strict=True):
-        if not np.isfinite(row).all():
+def _answer(items: list[_Item], outputs: Outputs) -> None:
+    for index, item in enumerate(items):
+        row = outputs.row(index)
+        if not np.isfinite(row.logits).all():
             _fail([item], InferenceError("The model gave no finite number for this picture."))
-        elif not item.logits.done():
-            item.logits.set_result(row)
+        elif not item.outputs.done():
+            item.outputs.set_result(row)

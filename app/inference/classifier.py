@@ -83,7 +83,8 @@ class Classifier:
         except ImageError as error:
             admission.release()
             return error
-        prediction = postprocess(await admission.submit(image), self._manifest)
+        outputs = await admission.submit(image)
+        prediction = postprocess(outputs.logits, self._manifest)
         self._count(prediction)
         return prediction
 

@@ -155,7 +155,7 @@ def check_golden(manifest: Manifest, session: Session) -> None:
             f"{manifest.name}: the golden picture is preprocessed to other bytes than at export; "
             "is this another version of Pillow?"
         )
-    logits = session.run(array[None])[0]
+    logits = session.run(array[None]).logits[0]
     expected = np.asarray(golden.logits)
     if not np.allclose(logits, expected, rtol=0, atol=golden.atol):
         raise GoldenMismatchError(

@@ -5,6 +5,7 @@ import ctypes
 import io
 import logging
 import sys
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
@@ -20,10 +21,40 @@ from app.settings import Device
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 INPUT_NAME: Final = "image"
-OUTPUT_NAME: Final = "logits"
+LOGITS: Final = "logits"
+FEATURES: Final = "features"
+EVIDENCE: Final = "evidence"
 
 _LOG: Final = logging.getLogger(__name__)
+_OUTPUT_AXES: Final = {LOGITS: 2, FEATURES: 2, EVIDENCE: 3}
 _DEFAULT_MAX_BATCH: Final = {CPU_PROVIDER: 4, CUDA_PROVIDER: 32}
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a model says of some pictures. What an older model does not give is None.
+
+    Attributes:
+        logits: Shape ``(n, labels)``, in the order of the manifest's labels.
+        features: The penultimate layer's output, shape ``(n, width)``.
+        evidence: Where the model saw reasons: shape ``(n, height, width)`` over the picture's crop,
+            positive for ALL, negative for HEM.
+    """
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32] | None = None
+    evidence: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def row(self, index: int) -> "Outputs":
+        """Return what is said of one picture: the same arrays without their first axis."""
+        return Outputs(
+            self.logits[index],
+            None if self.features is None else self.features[index],
+            None if self.evidence is None else self.evidence[index],
+        )
 
 
 class Session(Protocol):
@@ -37,14 +68,14 @@ class Session(Protocol):
     def max_batch(self) -> int:
         """Most pictures in one call of `run`."""
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute logits.
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Compute the model's outputs.
 
         Args:
             images: Shape ``(n, size_px, size_px, 3)``, RGB, 0..255; n is 1..`max_batch`.
 
         Returns:
-            Logits of shape ``(n, labels)``, in the order of the manifest's labels.
+            One row for each picture.
 
         Raises:
             InferenceError: The model failed, or gave an output of another shape.
@@ -58,6 +89,7 @@ class OnnxSession:
         self._session = session
         self._size_px = manifest.preprocessing.size_px
         self._labels = len(manifest.labels)
+        self._outputs = [node.name for node in session.get_outputs()]
         self.provider: str = session.get_providers()[0]
         self.max_batch = max_batch or _DEFAULT_MAX_BATCH.get(self.provider, 1)
         # On CUDA each new shape is a search for algorithms, so batches are padded to a few sizes.
@@ -101,19 +133,19 @@ class OnnxSession:
             return cls.open(path, manifest, device="cpu", gpu_index=gpu_index, threads=threads, max_batch=max_batch)
         return session
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute logits; see `Session.run`."""
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Compute the model's outputs; see `Session.run`."""
         count = len(images)
         if self._padded:
             images = _pad(images, next(bucket for bucket in self._buckets if bucket >= count))
         try:
-            output = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
+            arrays = self._session.run(self._outputs, {INPUT_NAME: images})
         except Exception as error:
             raise InferenceError("The model failed on this batch of pictures.") from error
-        logits = np.asarray(output, dtype=np.float32)
-        if logits.shape != (len(images), self._labels):
-            raise InferenceError(f"The model gave an output of shape {logits.shape} for {len(images)} pictures.")
-        return logits[:count]
+        named = {name: array[:count] for name, array in zip(self._outputs, arrays, strict=True)}
+        if named[LOGITS].shape != (count, self._labels):
+            raise InferenceError(f"The model gave logits of shape {named[LOGITS].shape} for {count} pictures.")
+        return Outputs(**named)
 
     def warm_up(self) -> None:
         """Run every bucket once, so that no request pays for a first time."""
@@ -201,13 +233,17 @@ def _create(path: Path, providers: list[str | tuple[str, dict[str, Any]]], threa
 def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
     side = manifest.preprocessing.size_px
     inputs = [(node.name, node.type, _fixed(node.shape)) for node in session.get_inputs()]
-    outputs = [(node.name, node.type, _fixed(node.shape)) for node in session.get_outputs()]
+    outputs = {node.name: (node.type, len(node.shape)) for node in session.get_outputs()}
+    logits = [_fixed(node.shape) for node in session.get_outputs() if node.name == LOGITS]
     wanted_inputs = [(INPUT_NAME, "tensor(uint8)", [None, side, side, 3])]
-    wanted_outputs = [(OUTPUT_NAME, "tensor(float)", [None, len(manifest.labels)])]
+    known = {name: ("tensor(float)", axes) for name, axes in _OUTPUT_AXES.items()}
     if inputs != wanted_inputs:
         raise ModelIntegrityError(f"The graph's input is {inputs}; the manifest wants {wanted_inputs}.")
-    if outputs != wanted_outputs:
-        raise ModelIntegrityError(f"The graph's output is {outputs}; the manifest wants {wanted_outputs}.")
+    if logits != [[None, len(manifest.labels)]] or not outputs.items() <= known.items():
+        raise ModelIntegrityError(
+            f"The graph's outputs are {outputs}; wanted are {LOGITS} of shape (batch, {len(manifest.labels)}), and, "
+            f"if at all, {FEATURES} and {EVIDENCE}, each with its type and number of axes as in {known}."
+        )
 
 
 def _fixed(shape: list[int | str | None]) -> list[int | None]:

@@ -20,6 +20,7 @@ import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
+from app.inference.session import Outputs
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
@@ -42,7 +43,7 @@ class FakeSession:
         self.gate = threading.Event()
         self.gate.set()
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         values = images[:, 0, 0, 0]
         self.batches.append(values.tolist())
         self.begun.release()
@@ -52,7 +53,7 @@ class FakeSession:
             raise RuntimeError("secret internals")
         logits = np.stack([values.astype(np.float32), np.zeros(len(values), np.float32)], axis=1)
         logits[values == NOT_FINITE] = np.nan
-        return logits[1:] if SHORT in values else logits
+        return Outputs(logits[1:] if SHORT in values else logits)
 
     async def has_begun(self) -> None:
         """Wait until one more batch is in the model."""

@@ -32,7 +32,7 @@ async def started(
 
 async def ask(batcher: Batcher, value: int) -> float:
     with batcher.reserve(1) as admission:
-        return float((await admission.submit(picture(value)))[0])
+        return float((await admission.submit(picture(value))).logits[0])
 
 
 def value_of(metrics: Metrics, name: str) -> float:

@@ -39,18 +39,31 @@ def test_logits_do_not_depend_on_the_batch(models_dir: Path) -> None:
     session = open_session(models_dir)
     assert (session.provider, session.max_batch) == (CPU_PROVIDER, 4)
     batch = images(4)
-    logits = session.run(batch)
+    logits = session.run(batch).logits
     assert logits.shape == (4, 2)
     assert logits.dtype == np.float32
-    singly = np.concatenate([session.run(batch[i : i + 1]) for i in range(4)])
+    singly = np.concatenate([session.run(batch[i : i + 1]).logits for i in range(4)])
     np.testing.assert_allclose(singly, logits, rtol=0, atol=1e-6)
+
+
+def test_features_and_evidence_belong_to_the_logits(models_dir: Path) -> None:
+    outputs = open_session(models_dir).run(images(3))
+    assert outputs.features is not None
+    assert outputs.evidence is not None
+    assert outputs.features.shape == (3, 4)
+    # The tiny model's head is linear: the mean of its evidence is the margin of ALL over HEM.
+    margin = outputs.logits[:, 0] - outputs.logits[:, 1]
+    np.testing.assert_allclose(outputs.evidence.mean(axis=(1, 2)), margin, rtol=1e-4, atol=1e-4)
+    row = outputs.row(1)
+    assert row.evidence is not None
+    np.testing.assert_array_equal(row.evidence, outputs.evidence[1])
 
 
 def test_padding_is_cut_off_again(models_dir: Path) -> None:
     session = open_session(models_dir, max_batch=6)
-    whole = session.run(images(5))
+    whole = session.run(images(5)).logits
     session._padded = True
-    np.testing.assert_allclose(session.run(images(5)), whole, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(session.run(images(5)).logits, whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +82,7 @@ def test_a_graph_that_does_not_fit_the_manifest(models_dir: Path, tmp_path: Path
     path = tmp_path / "model.onnx"
     path.write_bytes(graph.SerializeToString())
     manifest = Manifest.load(models_dir / NAME / VERSION)
-    with pytest.raises(ModelIntegrityError, match="manifest wants"):
+    with pytest.raises(ModelIntegrityError, match="want"):
         OnnxSession.open(path, manifest, device="cpu", gpu_index=0, threads=1, max_batch=1)
 
 
@@ -133,7 +146,9 @@ def test_cuda_without_a_gpu(models_dir: Path) -> None:
 def test_cuda_runs_where_a_gpu_is(models_dir: Path) -> None:
     session = open_session(models_dir, device="cuda")
     assert (session.provider, session.max_batch) == (CUDA_PROVIDER, 32)
-    np.testing.assert_allclose(session.run(images(3)), open_session(models_dir).run(images(3)), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        session.run(images(3)).logits, open_session(models_dir).run(images(3)).logits, rtol=0, atol=1e-4
+    )
 
 
 class BrokenGpuSession(OnnxSession):

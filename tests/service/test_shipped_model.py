@@ -29,7 +29,7 @@ def test_is_verified_and_answers(model: LoadedModel, drawn_cells: list[bytes]) -
     assert model.installed.problem is None
     assert model.installed.report
     image = imaging.preprocess(imaging.decode(drawn_cells[0]), model.manifest.preprocessing)
-    prediction = postprocess(model.session.run(image[None])[0], model.manifest)
+    prediction = postprocess(model.session.run(image[None]).logits[0], model.manifest)
     assert 0.5 <= prediction.confidence <= 1
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
 
@@ -37,8 +37,8 @@ def test_is_verified_and_answers(model: LoadedModel, drawn_cells: list[bytes]) -
 def test_answers_do_not_depend_on_the_batch(model: LoadedModel, drawn_cells: list[bytes]) -> None:
     spec = model.manifest.preprocessing
     images = np.stack([imaging.preprocess(imaging.decode(cell), spec) for cell in drawn_cells[:4]])
-    together = [postprocess(row, model.manifest) for row in model.session.run(images)]
-    singly = [postprocess(model.session.run(image[None])[0], model.manifest) for image in images]
+    together = [postprocess(row, model.manifest) for row in model.session.run(images).logits]
+    singly = [postprocess(model.session.run(image[None]).logits[0], model.manifest) for image in images]
     assert together == singly
 
 
