@@ -17,6 +17,7 @@ from app.core.errors import LeukoscopeError
 from app.inference.registry import Registry
 from app.main import create_app
 from app.security.keys import KeySettingsError
+from app.security.protocol import limited_protocol
 from app.settings import Settings, describe, explain
 
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -66,6 +67,8 @@ def serve() -> None:
         server_header=False,
         timeout_graceful_shutdown=settings.drain_timeout_s,
         lifespan="on",
+        http=limited_protocol(settings),
+        ws="none",
     )
     server = uvicorn.Server(config)
     # Uvicorn stops in good order on a signal and then raises it again; SIGINT becomes KeyboardInterrupt.

@@ -18,11 +18,14 @@ from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers, openapi_problems
 from app.routes import health, metrics, models, predict
 from app.routes.access import require_client, require_for_metrics
+from app.security.headers import SecurityHeadersMiddleware
 from app.security.keys import AccessKeys
+from app.security.limits import BodyLimitsMiddleware
 from app.services import Services
 from app.settings import Settings
 
 _LOG: Final = logging.getLogger("leukoscope")
+_DOCS_PATH: Final = "/docs"
 _DESCRIPTION: Final = (
     "Tells leukemic blasts (ALL) from normal cells (HEM) in microscope pictures of single white blood cells. "
     "Research use; not a medical device."
@@ -60,10 +63,18 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
 
     # Without a content delivery network: the pages of /docs come with the package.
     app: FastAPI = FastAPIOffline(
-        title="Leukoscope", version=_version(), description=_DESCRIPTION, lifespan=lifespan, redoc_url=None
+        title="Leukoscope",
+        version=_version(),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=_DOCS_PATH,
+        redoc_url=None,
     )
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimitsMiddleware, settings=settings)
     app.add_middleware(RequestMiddleware, metrics=service_metrics)
     app.add_middleware(UnreadBodyMiddleware)
+    app.add_middleware(SecurityHeadersMiddleware, docs_path=_DOCS_PATH)
     install_handlers(app, service_metrics.count_rejected)
     for router in (predict.router, models.router):
         app.include_router(router, dependencies=[Depends(require_client)], responses=openapi_problems(401))

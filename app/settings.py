@@ -61,6 +61,21 @@ class Settings(BaseSettings):
     max_request_bytes: Annotated[
         int, Field(ge=1024, le=4096 * MIB, description="Largest request body; more is answered 413.")
     ] = 256 * MIB
+    max_buffered_bytes: Annotated[
+        int, Field(ge=1024, le=1024 * 1024 * MIB, description="Bytes of all bodies in work at once; more is a 429.")
+    ] = 1024 * MIB
+    upload_timeout_s: Annotated[
+        float, Field(ge=1, le=86_400, description="Time for a whole request body to arrive, then 504.")
+    ] = 300
+    min_upload_bytes_per_s: Annotated[
+        int, Field(ge=0, le=1024 * MIB, description="Slowest upload, over each REQUEST_TIMEOUT_S; else 504.")
+    ] = 1024
+    header_timeout_s: Annotated[
+        float, Field(ge=0.1, le=600, description="Time for a request's headers to arrive, then 408.")
+    ] = 10
+    max_header_bytes: Annotated[
+        int, Field(ge=1024, le=16 * MIB, description="Most bytes of a request's headers; more is answered 431.")
+    ] = 32 * 1024
     max_images_per_request: Annotated[
         int, Field(ge=1, le=65536, description="Most pictures in one request; at most the queue limit.")
     ] = 512
@@ -82,6 +97,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}MAX_IMAGES_PER_REQUEST ({self.max_images_per_request}) is above "
                 f"{PREFIX}QUEUE_LIMIT ({self.queue_limit}): such a request could never be admitted"
+            )
+        if self.max_request_bytes > self.max_buffered_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_REQUEST_BYTES ({self.max_request_bytes}) is above "
+                f"{PREFIX}MAX_BUFFERED_BYTES ({self.max_buffered_bytes}): such a request could never be read"
             )
         return self
 
