@@ -1,4 +1,4 @@
-"""The command `leukoscope`: serve, list the installed models, make API keys."""
+"""The command `leukoscope`: serve, list the installed models, make API keys, check the audit log."""
 
 import logging
 import signal
@@ -12,6 +12,7 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
+from app.commands.audit import audit_cli
 from app.commands.keys import keys_cli
 from app.core.errors import LeukoscopeError
 from app.inference.registry import Registry
@@ -31,6 +32,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.add_typer(keys_cli, name="keys")
+cli.add_typer(audit_cli, name="audit")
 
 
 def _serve_help() -> str:

@@ -18,6 +18,7 @@ from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers, openapi_problems
 from app.routes import health, metrics, models, predict
 from app.routes.access import require_client, require_for_metrics
+from app.security.audit import AuditFile, AuditLog
 from app.security.headers import SecurityHeadersMiddleware
 from app.security.keys import AccessKeys
 from app.security.limits import BodyLimitsMiddleware
@@ -52,14 +53,17 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = Engine(settings, service_metrics, Registry(settings.models_dir))
-        app.state.services = Services(settings, service_metrics, engine, keys)
-        starting = asyncio.create_task(_start(engine, settings, on_start_failure))
+        audit = _audit_log(settings)
+        app.state.services = Services(settings, service_metrics, engine, keys, audit)
+        starting = asyncio.create_task(_start(engine, audit, settings, on_start_failure))
         try:
             yield
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await engine.drain()
+            if audit is not None:
+                await audit.close()
 
     # Without a content delivery network: the pages of /docs come with the package.
     app: FastAPI = FastAPIOffline(
@@ -84,8 +88,18 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
     return app
 
 
-async def _start(engine: Engine, settings: Settings, on_start_failure: Callable[[Exception], None] | None) -> None:
+def _audit_log(settings: Settings) -> AuditLog | None:
+    if settings.audit_log is None:
+        return None
+    return AuditLog(AuditFile(settings.audit_log, fsync=settings.audit_fsync, max_bytes=settings.audit_max_bytes))
+
+
+async def _start(
+    engine: Engine, audit: AuditLog | None, settings: Settings, on_start_failure: Callable[[Exception], None] | None
+) -> None:
     try:
+        if audit is not None:
+            await audit.open()
         model = await engine.start()
     except Exception as error:  # noqa: BLE001 - whatever it is, the operator must hear of it
         if on_start_failure is None:

@@ -43,6 +43,11 @@ class Metrics:
             "leukoscope_cancelled_total", "Admitted pictures that were given up before an answer."
         )
 
+        self.audit_records = self._counter("leukoscope_audit_records_total", "Answers written to the audit log.")
+        self.audit_failures = self._counter(
+            "leukoscope_audit_failures_total", "Answers that could not be written to the audit log."
+        )
+
     def _define_answers(self) -> None:
         self.predictions = self._counter(
             "leukoscope_predictions_total", "Answered pictures.", ("model", "version", "label")

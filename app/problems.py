@@ -50,6 +50,7 @@ KINDS: Final[Mapping[type[errors.LeukoscopeError], Kind]] = {
     errors.DeadlineExceededError: Kind("deadline-exceeded", "No answer within the time limit", 504),
     errors.NotReadyError: Kind("not-ready", "The service is not ready", 503),
     errors.InferenceError: Kind("inference-failed", "The model failed", 500),
+    errors.AuditError: Kind("audit-failed", "The answer can't be recorded", 503),
     errors.UnauthenticatedError: Kind("unauthenticated", "An API key is needed", 401),
     errors.ForbiddenError: Kind("forbidden", "Not allowed", 403),
     errors.ManifestError: Kind("bad-manifest", "The model's manifest can't be used", 503),

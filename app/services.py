@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from app.inference.engine import Engine
 from app.metrics import Metrics
+from app.security.audit import AuditLog
 from app.security.keys import AccessKeys
 from app.settings import Settings
 
@@ -20,6 +21,7 @@ class Services:
     metrics: Metrics
     engine: Engine
     keys: AccessKeys
+    audit: AuditLog | None
 
 
 def services_of(request: Request) -> Services:

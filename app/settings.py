@@ -14,6 +14,7 @@ PREFIX: Final = "LEUKOSCOPE_"
 MIB: Final = 1024 * 1024
 
 Device = Literal["auto", "cpu", "cuda"]
+AuditFailure = Literal["refuse", "answer"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -86,6 +87,18 @@ class Settings(BaseSettings):
     drain_timeout_s: Annotated[
         int, Field(ge=1, le=600, description="How long accepted work may still run after a stop.")
     ] = 30
+    audit_log: Annotated[
+        Path | None, Field(description="File for the audit log: one line for each answered picture; none = off.")
+    ] = None
+    audit_fsync: Annotated[
+        bool, Field(description="Whether a line must be on the disk, safe from a loss of power, before its answer.")
+    ] = True
+    audit_on_failure: Annotated[
+        AuditFailure, Field(description="What to do if the audit log can't be written: refuse with 503, or answer.")
+    ] = "refuse"
+    audit_max_bytes: Annotated[
+        int, Field(ge=4096, le=1024 * 1024 * MIB, description="Size at which the audit log's file is rotated away.")
+    ] = 128 * MIB
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log.")] = "info"
 
     @model_validator(mode="after")

@@ -13,7 +13,8 @@ LeukoscopeError
 │   ├── QueueFullError
 │   ├── DeadlineExceededError
 │   ├── NotReadyError
-│   └── InferenceError
+│   ├── InferenceError
+│   └── AuditError
 ├── AccessError                 who asks may not
 │   ├── UnauthenticatedError
 │   └── ForbiddenError
@@ -87,6 +88,10 @@ class NotReadyError(ServiceError):
 
 class InferenceError(ServiceError):
     """The model failed on a batch, or gave numbers that are no answer."""
+
+
+class AuditError(ServiceError):
+    """The audit log can't be written or followed."""
 
 
 class AccessError(LeukoscopeError):

@@ -13,6 +13,7 @@ from app.core.postprocess import Prediction
 from app.core.spec import Manifest
 from app.inference.classifier import Upload
 from app.problems import KINDS, NO_READABLE_IMAGE, image_problem, openapi_problems, problem_response
+from app.routes.recording import record
 from app.routes.uploads import FORM_TYPE, RAW_TYPES, read_uploads
 from app.schemas import FailedImage, ModelName, PredictedImage, PredictResponse, Summary
 from app.services import Services, ServicesDep
@@ -53,6 +54,7 @@ async def predict(request: Request, services: ServicesDep) -> PredictResponse | 
     results = await _unless_gone(request, work)
     if all(isinstance(result, ImageError) for result in results):
         return _none_readable(request, services, uploads, results)
+    await record(request, services, serving.model.manifest, uploads, results)
     for result in results:
         if isinstance(result, ImageError):
             services.metrics.count_rejected(KINDS[type(result)].slug)
