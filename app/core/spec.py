@@ -17,6 +17,14 @@ MODEL_FILE: Final = "model.onnx"
 REPORT_FILE: Final = "report.json"
 CARD_FILE: Final = "MODEL_CARD.md"
 
+# The graph's input, uint8 of shape (batch, size_px, size_px, 3), and its float32 outputs: logits
+# (batch, labels); then, where the model has them, the vector that its last layer takes
+# (batch, width), and a signed map (batch, height, width) of what spoke for ALL (positive) or HEM.
+INPUT_NAME: Final = "image"
+LOGITS_NAME: Final = "logits"
+FEATURES_NAME: Final = "features"
+EVIDENCE_NAME: Final = "evidence"
+
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
