@@ -12,16 +12,15 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
+from app import logs
 from app.commands.audit import audit_cli
 from app.commands.keys import keys_cli
 from app.core.errors import LeukoscopeError
 from app.inference.registry import Registry
 from app.main import create_app
-from app.security.keys import KeySettingsError
 from app.security.protocol import limited_protocol
-from app.settings import Settings, describe, explain
+from app.settings import Settings, SettingsError, describe, explain
 
-_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _BAD_SETTINGS: Final = 2
 
 cli = typer.Typer(
@@ -48,7 +47,7 @@ def _serve_help() -> str:
 def serve() -> None:
     """Serve the active model over HTTP until Ctrl-C."""
     settings = _settings()
-    logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT)
+    logs.configure(settings.log_level, settings.log_format)
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
@@ -57,7 +56,7 @@ def serve() -> None:
 
     try:
         app = create_app(settings, on_start_failure=stop)
-    except KeySettingsError as error:
+    except SettingsError as error:
         typer.echo(f"leukoscope: {error}", err=True)
         raise typer.Exit(_BAD_SETTINGS) from None
     listener = _listen(settings)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
@@ -23,7 +23,10 @@ from app.security.headers import SecurityHeadersMiddleware
 from app.security.keys import AccessKeys
 from app.security.limits import BodyLimitsMiddleware
 from app.services import Services
-from app.settings import Settings
+from app.settings import PREFIX, Settings, SettingsError
+
+if TYPE_CHECKING:
+    from app.telemetry import OtelTracer
 
 _LOG: Final = logging.getLogger("leukoscope")
 _DOCS_PATH: Final = "/docs"
@@ -45,14 +48,16 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
             not ready, and `/readyz` gives the reason.
 
     Raises:
-        KeySettingsError: The API keys can't be read, or there are none and the address is public.
+        SettingsError: The API keys can't be read, or there are none and the address is public; or traces
+            are wanted and the packages for them are not there.
     """
     keys = AccessKeys.of(settings)
+    tracer = _open_tracer(settings)
     service_metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine(settings, service_metrics, Registry(settings.models_dir))
+        engine = Engine(settings, service_metrics, Registry(settings.models_dir), tracer)
         audit = _audit_log(settings)
         app.state.services = Services(settings, service_metrics, engine, keys, audit)
         starting = asyncio.create_task(_start(engine, audit, settings, on_start_failure))
@@ -64,6 +69,8 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
             await engine.drain()
             if audit is not None:
                 await audit.close()
+            if tracer is not None:
+                await asyncio.to_thread(tracer.close)
 
     # Without a content delivery network: the pages of /docs come with the package.
     app: FastAPI = FastAPIOffline(
@@ -76,6 +83,8 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
     )
     # The last one added is the outermost.
     app.add_middleware(BodyLimitsMiddleware, settings=settings)
+    if tracer is not None:
+        tracer.install(app)
     app.add_middleware(RequestMiddleware, metrics=service_metrics)
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(SecurityHeadersMiddleware, docs_path=_DOCS_PATH)
@@ -115,6 +124,18 @@ async def _start(
         model.installed.ref,
         model.session.provider,
     )
+
+
+def _open_tracer(settings: Settings) -> "OtelTracer | None":
+    if settings.traces == "off":
+        return None
+    try:
+        from app.telemetry import open_tracer  # noqa: PLC0415 - costs nothing where it is off
+    except ImportError as error:
+        raise SettingsError(
+            f"{PREFIX}TRACES={settings.traces} needs packages that are not installed: pip install 'leukoscope[otel]'"
+        ) from error
+    return open_tracer()
 
 
 async def _to_docs() -> RedirectResponse:

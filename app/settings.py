@@ -10,12 +10,19 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.logs import LogFormat
+
 PREFIX: Final = "LEUKOSCOPE_"
 MIB: Final = 1024 * 1024
 
 Device = Literal["auto", "cpu", "cuda"]
+Traces = Literal["off", "otlp"]
 AuditFailure = Literal["refuse", "answer"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class SettingsError(ValueError):
+    """The service can't be started with these settings."""
 
 
 class Settings(BaseSettings):
@@ -100,6 +107,10 @@ class Settings(BaseSettings):
         int, Field(ge=4096, le=1024 * 1024 * MIB, description="Size at which the audit log's file is rotated away.")
     ] = 128 * MIB
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log.")] = "info"
+    log_format: Annotated[LogFormat, Field(description="Lines for people, or JSON objects for machines.")] = "text"
+    traces: Annotated[
+        Traces, Field(description="Send OpenTelemetry traces; OTEL_EXPORTER_OTLP_ENDPOINT says where to.")
+    ] = "off"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from app.core.errors import InferenceError, NotReadyError, QueueFullError
 from app.inference.session import Outputs, Session
+from app.inference.tracing import NoTracer, Place, Tracer
 from app.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class _Item:
     image: _Image
     outputs: asyncio.Future[Outputs]
     arrived_s: float
+    place: Place
 
 
 class Admission:
@@ -82,7 +84,15 @@ class Batcher:
     So an idle service adds no wait, and a busy one has full batches without being told to wait.
     """
 
-    def __init__(self, session: Session, metrics: Metrics, *, queue_limit: int, max_wait_ms: float = 0) -> None:
+    def __init__(
+        self,
+        session: Session,
+        metrics: Metrics,
+        *,
+        queue_limit: int,
+        max_wait_ms: float = 0,
+        tracer: Tracer | None = None,
+    ) -> None:
         """Make a batcher; `start` sets it going.
 
         Args:
@@ -90,7 +100,9 @@ class Batcher:
             metrics: Where waits, batches and the queue's depth are counted.
             queue_limit: Most pictures admitted and not yet ended.
             max_wait_ms: How long a batch that is not full waits, from its first picture on.
+            tracer: Who hears of waits, batches and runs; by default nobody.
         """
+        self._tracer = tracer or NoTracer()
         self._session = session
         self._metrics = metrics
         self._queue_limit = queue_limit
@@ -164,7 +176,7 @@ class Batcher:
         if self._closed:
             raise NotReadyError("The service stopped before this picture was answered.")
         loop = asyncio.get_running_loop()
-        item = _Item(image, loop.create_future(), time.monotonic())
+        item = _Item(image, loop.create_future(), time.monotonic(), self._tracer.here())
         self._waiting.append(item)
         self._arrived.set()
         # Cancelling the caller cancels the future, which is how `_next_batch` knows to drop the item.
@@ -198,10 +210,14 @@ class Batcher:
     async def _infer(self, batch: list[_Item]) -> None:
         loop = asyncio.get_running_loop()
         for item in batch:
-            self._metrics.queue_wait_seconds.observe(time.monotonic() - item.arrived_s)
+            waited_s = time.monotonic() - item.arrived_s
+            self._metrics.queue_wait_seconds.observe(waited_s)
+            self._tracer.ended("queue", parent=item.place, seconds=waited_s)
         self._metrics.batch_size.observe(len(batch))
+        images, sources = [item.image for item in batch], [item.place for item in batch]
         try:
-            outputs = await loop.run_in_executor(self._worker, self._compute, [item.image for item in batch])
+            with self._tracer.span("batch", links=sources, attributes={"leukoscope.batch_size": len(batch)}) as place:
+                outputs = await loop.run_in_executor(self._worker, self._compute, images, place)
         except Exception as error:  # noqa: BLE001 - whatever a session raises fails its own batch and no other
             _LOG.exception("a batch of %d pictures failed", len(batch))
             message = str(error) if isinstance(error, InferenceError) else "The model failed on this batch of pictures."
@@ -209,9 +225,10 @@ class Batcher:
         else:
             _answer(batch, outputs)
 
-    def _compute(self, images: list[_Image]) -> Outputs:
+    def _compute(self, images: list[_Image], place: Place) -> Outputs:
         began_s = time.perf_counter()
-        outputs = self._session.run(np.stack(images))
+        with self._tracer.span("run", parent=place):
+            outputs = self._session.run(np.stack(images))
         elapsed_s = time.perf_counter() - began_s
         if len(outputs) != len(images):
             raise InferenceError(f"The model gave {len(outputs)} answers for {len(images)} pictures.")

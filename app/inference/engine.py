@@ -9,6 +9,7 @@ from app.cpus import usable_cpus
 from app.inference.batcher import Batcher
 from app.inference.classifier import Classifier
 from app.inference.registry import LoadedModel, Registry
+from app.inference.tracing import Tracer
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -40,9 +41,10 @@ class Engine:
         registry: The folder models/.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, registry: Registry) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, registry: Registry, tracer: Tracer | None = None) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._tracer = tracer
         self.registry = registry
         self.state = State.STARTING
         self.reason: str | None = "The model is being loaded."
@@ -102,7 +104,11 @@ class Engine:
     def _serve(self, model: LoadedModel) -> Serving:
         settings = self._settings
         batcher = Batcher(
-            model.session, self._metrics, queue_limit=settings.queue_limit, max_wait_ms=settings.max_wait_ms
+            model.session,
+            self._metrics,
+            queue_limit=settings.queue_limit,
+            max_wait_ms=settings.max_wait_ms,
+            tracer=self._tracer,
         )
         batcher.start()
         classifier = Classifier(

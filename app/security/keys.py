@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, Settings, SettingsError
 
 KEY_PREFIX: Final = "lk_"  # lets scanners of code and logs find a key that leaked
 
@@ -26,7 +26,7 @@ _RANDOM_BYTES: Final = 32
 _EXPECTED: Final = "expected NAME:HASH, as `leukoscope keys new NAME` prints it"
 
 
-class KeySettingsError(ValueError):
+class KeySettingsError(SettingsError):
     """The keys in the settings can't be used, or are missing where they must not be."""
 
 
