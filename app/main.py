@@ -12,7 +12,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
 from app.inference.engine import Engine
+from app.inference.loader import OpenSession
 from app.inference.registry import Registry
+from app.inference.session import OnnxSession
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers, openapi_problems
@@ -36,7 +38,12 @@ _DESCRIPTION: Final = (
 )
 
 
-def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], None] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    on_start_failure: Callable[[Exception], None] | None = None,
+    open_session: OpenSession = OnnxSession.create,
+) -> FastAPI:
     """Make the application.
 
     The model is loaded in the background once the application has started, so that `/livez`
@@ -46,6 +53,7 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
         settings: All of them.
         on_start_failure: Called if the model can't be served; without it the application stays up,
             not ready, and `/readyz` gives the reason.
+        open_session: Makes a session of a model's graph.
 
     Raises:
         SettingsError: The API keys can't be read, or there are none and the address is public; or traces
@@ -57,7 +65,9 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine(settings, service_metrics, Registry(settings.models_dir), tracer)
+        engine = Engine(
+            settings, service_metrics, Registry(settings.models_dir), open_session=open_session, tracer=tracer
+        )
         audit = _audit_log(settings)
         app.state.services = Services(settings, service_metrics, engine, keys, audit)
         starting = asyncio.create_task(_start(engine, audit, settings, on_start_failure))

@@ -40,7 +40,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, began_s=asyncio.get_running_loop().time())
         bind(request_id=request_id)
         status = _CLIENT_GONE
 

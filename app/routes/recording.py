@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 
-from app.core.errors import AuditError, ImageError
+from app.core.errors import AuditError
 from app.core.postprocess import Prediction
 from app.core.spec import MODEL_FILE, Manifest
-from app.inference.classifier import Upload
+from app.inference.classifier import PictureError, Upload
 from app.routes.access import key_name
 from app.security.audit import Entry
 from app.services import Services
@@ -18,7 +18,7 @@ async def record(
     services: Services,
     manifest: Manifest,
     uploads: Sequence[Upload],
-    results: Sequence[Prediction | ImageError],
+    results: Sequence[Prediction | PictureError],
 ) -> None:
     """Write one line for each picture that has an answer; without an audit log, none.
 
@@ -34,17 +34,19 @@ async def record(
     """
     if services.audit is None:
         return
+    variant = manifest.variants.get(services.settings.precision)
+    graph_sha256 = manifest.files[variant.file if variant else MODEL_FILE]
     entries = [
         Entry(
             request_id=request.state.request_id,
             key=key_name(request),
             data=upload.data,
             model=(manifest.name, manifest.version),
-            model_sha256=manifest.files[MODEL_FILE],
+            model_sha256=graph_sha256,
             prediction=result,
         )
         for upload, result in zip(uploads, results, strict=True)
-        if not isinstance(result, ImageError)
+        if isinstance(result, Prediction)
     ]
     if not entries:
         return

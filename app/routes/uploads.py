@@ -13,6 +13,7 @@ from app.core.errors import (
     TooManyImagesError,
     UnsupportedMediaTypeError,
 )
+from app.inference.budget import Hold
 from app.inference.classifier import Upload
 from app.settings import Settings
 
@@ -32,12 +33,13 @@ _EXPECTED_PARTS: Final = "expected one or more file parts named 'file' or 'files
 _MAX_TEXT_FIELDS: Final = 100
 
 
-async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
+async def read_uploads(request: Request, settings: Settings, held: Hold) -> list[Upload]:
     """Read the pictures of a request.
 
     Args:
         request: Its body is read as it streams in, to memory only; bytes and time are bounded before it comes here.
         settings: Bounds on bytes and pictures.
+        held: Where the bytes are counted, as they come.
 
     Returns:
         At least one upload, in the order of the form. Nothing is decoded yet.
@@ -47,6 +49,7 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
         MalformedFormError: The form can't be parsed, or has no file part of the right name.
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
         TooManyImagesError: More than `settings.max_images_per_request`.
+        QueueFullError: All requests together hold too many bytes.
         DeadlineExceededError: The client sends too slowly.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -55,13 +58,24 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
         raise UnsupportedMediaTypeError(
             f"The content type is {came}; expected {FORM_TYPE}, or one picture as {', '.join(RAW_TYPES)}."
         )
-    async with aclosing(request.stream()) as stream:
+    async with aclosing(_counted(request, settings, held)) as stream:
         if media_type == FORM_TYPE:
             return await _read_form(request.headers, stream, settings)
         data = bytearray()
         async for chunk in stream:
             data += chunk
     return [Upload(None, bytes(data))]
+
+
+async def _counted(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
+    """Yield the body's chunks as long as there is room for them."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) <= settings.max_request_bytes:
+        held.check(int(announced))
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            held.add(len(chunk))
+            yield chunk
 
 
 async def _read_form(headers: Headers, stream: AsyncGenerator[bytes, None], settings: Settings) -> list[Upload]:
@@ -73,9 +87,16 @@ async def _read_form(headers: Headers, stream: AsyncGenerator[bytes, None], sett
         parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not parts:
             raise MalformedFormError(_no_files([name for name, _ in form.multi_items()]))
-        return [Upload(part.filename or None, await part.read()) for part in parts]
+        return [Upload(part.filename or None, await _take(part)) for part in parts]
     finally:
         await form.close()
+
+
+async def _take(part: UploadFile) -> bytes:
+    """Read a part and let its buffer go, so that no more than one part is there twice."""
+    data = await part.read()
+    await part.close()
+    return data
 
 
 def _no_files(text_fields: list[str]) -> str:

@@ -1,15 +1,12 @@
-"""Limits on request bodies, kept while they stream in: bytes, time, speed, and bytes of all requests together."""
+"""Limits on request bodies, kept while they stream in: bytes, time and speed."""
 
 import asyncio
-from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import BodyTooLargeError, DeadlineExceededError, QueueFullError
+from app.core.errors import BodyTooLargeError, DeadlineExceededError
 from app.settings import Settings
-
-_RETRY_AFTER_S: Final = 5.0
 
 
 class BodyLimitsMiddleware:
@@ -21,7 +18,6 @@ class BodyLimitsMiddleware:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._settings = settings
-        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -29,30 +25,11 @@ class BodyLimitsMiddleware:
             await self._app(scope, receive, send)
             return
         body = _Body(self._settings, receive, _announced_bytes(scope))
-
-        async def bounded_receive() -> Message:
-            before = body.received
-            message = await body.receive()
-            self._hold(body.received - before)
-            return message
-
-        try:
-            await self._app(scope, bounded_receive, send)
-        finally:
-            self._held_bytes -= body.received
-
-    def _hold(self, arrived: int) -> None:
-        self._held_bytes += arrived
-        if self._held_bytes > self._settings.max_buffered_bytes:
-            raise QueueFullError("Requests of too many bytes are in work at once.", retry_after_s=_RETRY_AFTER_S)
+        await self._app(scope, body.receive, send)
 
 
 class _Body:
-    """One request's body as it arrives.
-
-    Attributes:
-        received: Bytes so far.
-    """
+    """One request's body as it arrives."""
 
     def __init__(self, settings: Settings, receive: Receive, announced: int) -> None:
         self._settings = settings
@@ -62,7 +39,7 @@ class _Body:
         self._deadline_s = 0.0
         self._window_end_s = 0.0
         self._window_bytes = 0
-        self.received = 0
+        self._received = 0
 
     async def receive(self) -> Message:
         """Return the next message.
@@ -73,14 +50,14 @@ class _Body:
         """
         if self._ended:
             return await self._receive()  # the client's hanging up, however late
-        if max(self._announced, self.received) > self._settings.max_request_bytes:
+        if max(self._announced, self._received) > self._settings.max_request_bytes:
             self._too_large()
         message = await self._next()
         if message["type"] == "http.request":
             self._ended = not message.get("more_body", False)
-            self.received += len(message.get("body", b""))
+            self._received += len(message.get("body", b""))
             self._window_bytes += len(message.get("body", b""))
-        if self.received > self._settings.max_request_bytes:
+        if self._received > self._settings.max_request_bytes:
             self._too_large()
         return message
 

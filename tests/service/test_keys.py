@@ -16,6 +16,7 @@ from app.routes.access import key_name, require_admin, require_client
 from app.security import keys as module
 from app.security.keys import AccessKeys, Key, KeySettingsError, find, is_loopback, new_key, parse
 from app.settings import Settings
+from tests.models import NAME, VERSION, write_models
 from tests.service.harness import make_settings, run_cli, running
 from tests.service.test_app import check_problem
 from training.data.drawn import cell_bytes
@@ -34,8 +35,8 @@ def settings_of(models_dir: Path, *, clients: Sequence[Key] = (LAB_KEY, WARD_KEY
 
 
 @pytest.fixture
-async def client(models_dir: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with running(settings_of(models_dir, admin_keys=ADMIN_KEY.setting)) as (app, client):
+async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with running(settings_of(write_models(tmp_path), admin_keys=ADMIN_KEY.setting)) as (app, client):
         _add_probes(app)
         yield client
 
@@ -250,6 +251,14 @@ async def test_admin_routes_need_an_admins_key(client: httpx.AsyncClient) -> Non
     check_problem(await client.put("/probe/admin", headers={"X-API-Key": "wrong"}), 401, "unauthenticated")
     body = check_problem(await client.put("/probe/admin", headers={"X-API-Key": LAB}), 403, "forbidden")
     assert "'lab'" in body["detail"]
+
+
+@pytest.mark.anyio
+async def test_the_served_model_is_changed_by_admins_only(client: httpx.AsyncClient) -> None:
+    choice = {"name": NAME, "version": VERSION}
+    check_problem(await client.put("/models/active", json=choice), 401, "unauthenticated")
+    check_problem(await client.put("/models/active", json=choice, headers={"X-API-Key": LAB}), 403, "forbidden")
+    assert (await client.put("/models/active", json=choice, headers={"X-API-Key": ADMIN})).status_code == 200
 
 
 @pytest.mark.anyio

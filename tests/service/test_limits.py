@@ -163,7 +163,7 @@ def test_two_requests_at_once_on_one_connection(server: ServerProcess) -> None:
 
 @pytest.mark.anyio
 async def test_bytes_of_all_requests_together_are_bounded(models_dir: Path) -> None:
-    settings = make_settings(models_dir, max_request_bytes=1_000_000, max_buffered_bytes=1_000_000)
+    settings = make_settings(models_dir, max_request_bytes=1_000_000, queue_limit_bytes=1_000_000)
     async with running(settings) as (_, client):
 
         async def first() -> AsyncIterator[bytes]:
