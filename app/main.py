@@ -13,12 +13,14 @@ from starlette.responses import RedirectResponse
 
 from app.inference.engine import Engine
 from app.inference.loader import OpenSession
+from app.inference.providers import gpu_count
 from app.inference.registry import Registry
 from app.inference.session import OnnxSession
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers, openapi_problems
-from app.routes import health, metrics, models, predict
+from app.routes import health, models, predict
+from app.routes import metrics as metrics_page
 from app.routes.access import require_client, require_for_metrics
 from app.security.audit import AuditFile, AuditLog
 from app.security.headers import SecurityHeadersMiddleware
@@ -69,8 +71,9 @@ def create_app(
             settings, service_metrics, Registry(settings.models_dir), open_session=open_session, tracer=tracer
         )
         audit = _audit_log(settings)
-        app.state.services = Services(settings, service_metrics, engine, keys, audit)
-        starting = asyncio.create_task(_start(engine, audit, settings, on_start_failure))
+        services = Services(settings, service_metrics, engine, keys, audit)
+        app.state.services = services
+        starting = asyncio.create_task(_start(services, on_start_failure))
         try:
             yield
         finally:
@@ -102,7 +105,7 @@ def create_app(
     for router in (predict.router, models.router):
         app.include_router(router, dependencies=[Depends(require_client)], responses=openapi_problems(401))
     app.include_router(health.router)
-    app.include_router(metrics.router, dependencies=[Depends(require_for_metrics)])
+    app.include_router(metrics_page.router, dependencies=[Depends(require_for_metrics)])
     app.add_api_route("/", _to_docs, include_in_schema=False)
     return app
 
@@ -113,12 +116,12 @@ def _audit_log(settings: Settings) -> AuditLog | None:
     return AuditLog(AuditFile(settings.audit_log, fsync=settings.audit_fsync, max_bytes=settings.audit_max_bytes))
 
 
-async def _start(
-    engine: Engine, audit: AuditLog | None, settings: Settings, on_start_failure: Callable[[Exception], None] | None
-) -> None:
+async def _start(services: Services, on_start_failure: Callable[[Exception], None] | None) -> None:
+    engine, audit, settings, metrics = services.engine, services.audit, services.settings, services.metrics
     try:
         if audit is not None:
             await audit.open()
+        metrics.gpu_expected.set(settings.device == "cuda" or (settings.device == "auto" and await _gpu_is_there()))
         model = await engine.start()
     except Exception as error:  # noqa: BLE001 - whatever it is, the operator must hear of it
         if on_start_failure is None:
@@ -134,6 +137,10 @@ async def _start(
         model.installed.ref,
         model.session.provider,
     )
+
+
+async def _gpu_is_there() -> bool:
+    return await asyncio.to_thread(gpu_count) > 0
 
 
 def _open_tracer(settings: Settings) -> "OtelTracer | None":

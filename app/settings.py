@@ -129,6 +129,12 @@ class Settings(BaseSettings):
     audit_max_bytes: Annotated[
         int, Field(ge=4096, le=1024 * 1024 * MIB, description="Size at which the audit log's file is rotated away.")
     ] = 128 * MIB
+    baseline_review_share: Annotated[
+        float | None, Field(ge=0, le=1, description="Expected share of answers to review; none = the model's report.")
+    ] = None
+    baseline_all_share: Annotated[
+        float | None, Field(ge=0, le=1, description="Expected share of the label ALL; none = the model's report.")
+    ] = None
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log.")] = "info"
     log_format: Annotated[LogFormat, Field(description="Lines for people, or JSON objects for machines.")] = "text"
     traces: Annotated[
