@@ -64,4 +64,7 @@ lock: $(VENV)/.dev  ## renew requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt -o requirements/service.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra cuda -o requirements/cuda.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training -o requirements/training.txt
-	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra dev -o requirements/dev.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel -o requirements/otel.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra otel --extra dev -o requirements/dev.txt
+	$(LOCK) --upgrade --group audit -o requirements/audit.txt
+	$(LOCK) --upgrade pyproject.toml -c $(VENV)/all.txt --group fuzz -o requirements/fuzz.txt

@@ -20,6 +20,7 @@ from app.inference.memory import give_back, settle
 from app.inference.providers import Placement
 from app.inference.registry import ModelRef, Registry
 from app.inference.session import OnnxSession
+from app.inference.tracing import Tracer
 from app.inference.watchdog import Watchdog
 from app.metrics import Metrics
 from app.settings import Settings
@@ -73,6 +74,7 @@ class Engine:
         registry: Registry,
         *,
         open_session: OpenSession = OnnxSession.create,
+        tracer: Tracer | None = None,
     ) -> None:
         """Make an engine; `start` sets it going.
 
@@ -81,6 +83,7 @@ class Engine:
             metrics: Where everything is counted.
             registry: The folder models/.
             open_session: Makes a session of a graph.
+            tracer: Who hears of the batcher's work; by default nobody.
         """
         self._settings = settings
         self._metrics = metrics
@@ -89,7 +92,11 @@ class Engine:
         self._loader = Loader(registry, placements, open_session)
         self._decoders = Decoders(settings.decode_threads or usable_cpus(), settings.max_image_pixels)
         self._batcher = Batcher(
-            metrics, workers=len(placements), queue_limit=settings.queue_limit, max_wait_ms=settings.max_wait_ms
+            metrics,
+            workers=len(placements),
+            queue_limit=settings.queue_limit,
+            max_wait_ms=settings.max_wait_ms,
+            tracer=tracer,
         )
         self.budget = ByteBudget(
             settings.queue_limit_bytes, metrics, lambda: self._batcher.wait_s(self._batcher.admitted)
