@@ -26,12 +26,15 @@ from app.inference.providers import Placement
 from app.inference.registry import Installed, ModelRef, Registry
 from app.inference.session import OnnxSession, Outputs, Session
 from app.main import create_app
+from app.security.keys import new_key
 from app.services import Services
 from app.settings import Settings
 from tests.models import NAME, VERSION
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BAD, NOT_FINITE, SHORT = 255, 254, 253
+ADMIN, ADMIN_KEY = new_key("admin")
+AS_ADMIN = {"X-API-Key": ADMIN}
 
 
 class FakeSession:
@@ -157,7 +160,7 @@ class ServerProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        log.touch()
+        log.write_bytes(b"")
         # Through a pipe, so that a server which can write no file still has its say.
         self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", module, "serve"],

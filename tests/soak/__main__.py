@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from tests.models import NAME, write_models
-from tests.service.harness import ROOT, ServerProcess, samples
+from tests.service.harness import ADMIN_KEY, ROOT, ServerProcess, samples
 from tests.soak.reconcile import complaints, memory_grows
 from tests.soak.traffic import Seen, Traffic
 
@@ -42,7 +42,12 @@ async def soak(
     """
     folders = await asyncio.to_thread(lambda: sorted(models_dir.glob("*/*/")))
     choices = [{"name": folder.parent.name, "version": folder.name} for folder in folders]
-    settings: dict[str, Any] = {"queue_limit": 64, "max_images_per_request": 32, "max_request_bytes": 32 * _MIB}
+    settings: dict[str, Any] = {
+        "queue_limit": 64,
+        "max_images_per_request": 32,
+        "max_request_bytes": 32 * _MIB,
+        "admin_keys": ADMIN_KEY.setting,
+    }
     with ServerProcess(log, models_dir=models_dir, **settings) as server:
         traffic = Traffic(server.url, seed=seed, connections=connections)
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from tests.service.harness import AS_ADMIN
 from training.data.drawn import cell_bytes
 
 _BOUNDARY_BYTES = 1 << 20
@@ -82,7 +83,7 @@ class Traffic:
                 await asyncio.sleep(pause_s)
                 turn += 1
                 began_s = time.monotonic()
-                response = await client.put("/models/active", json=choices[turn % len(choices)])
+                response = await client.put("/models/active", json=choices[turn % len(choices)], headers=AS_ADMIN)
                 if response.status_code != 200:
                     self.seen.lost.append(f"a change of the model: {response.text}")
                 self.seen.switches.append((began_s, time.monotonic()))
