@@ -16,9 +16,10 @@ from app.inference.registry import Registry
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers
-from app.routes import health, metrics, models, predict
+from app.routes import health, metrics, models, predict, v2
 from app.services import Services
 from app.settings import Settings
+from app.v2.grpc_option import GrpcOption
 
 _LOG: Final = logging.getLogger("leukoscope")
 _DESCRIPTION: Final = (
@@ -44,13 +45,14 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = Engine(settings, service_metrics, Registry(settings.models_dir))
         app.state.services = Services(settings, service_metrics, engine)
-        starting = asyncio.create_task(_start(engine, settings, on_start_failure))
+        grpc = GrpcOption(app.state.services, app.version)
+        starting = asyncio.create_task(_start(engine, grpc, settings, on_start_failure))
         try:
             yield
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-            await engine.drain()
+            await asyncio.gather(engine.drain(), grpc.stop())
 
     # Without a content delivery network: the pages of /docs come with the package.
     app: FastAPI = FastAPIOffline(
@@ -59,14 +61,17 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
     app.add_middleware(RequestMiddleware, metrics=service_metrics)
     app.add_middleware(UnreadBodyMiddleware)
     install_handlers(app, service_metrics.count_rejected)
-    for router in (predict.router, models.router, health.router, metrics.router):
+    for router in (predict.router, models.router, v2.router, v2.public_router, health.router, metrics.router):
         app.include_router(router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     return app
 
 
-async def _start(engine: Engine, settings: Settings, on_start_failure: Callable[[Exception], None] | None) -> None:
+async def _start(
+    engine: Engine, grpc: GrpcOption, settings: Settings, on_start_failure: Callable[[Exception], None] | None
+) -> None:
     try:
+        await grpc.start()  # before the model, so that a port in use is told at once
         model = await engine.start()
     except Exception as error:  # noqa: BLE001 - whatever it is, the operator must hear of it
         if on_start_failure is None:

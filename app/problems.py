@@ -1,4 +1,7 @@
-"""Errors as RFC 9457 `application/problem+json`: one table from exception to type, title and status."""
+"""Errors as RFC 9457 `application/problem+json`: one table from exception to type, title and status.
+
+Routes of the Open Inference Protocol answer that protocol's `{"error": "..."}` from the same table.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from app.core import errors
-from app.schemas import FailedImage, ImageProblem, Problem
+from app.schemas import FailedImage, ImageProblem, Problem, V2Error
 
+INTERNAL_DETAIL: Final = "Something broke; the log has it under the request's id."
 NOT_READY_HEADERS: Final = {"Retry-After": "5"}  # a model is loaded in a few seconds
 
 
@@ -45,10 +49,14 @@ KINDS: Final[Mapping[type[errors.LeukoscopeError], Kind]] = {
     errors.UnsupportedMediaTypeError: Kind("unsupported-media-type", "Neither a form nor a picture", 415),
     errors.BodyTooLargeError: Kind("body-too-large", "The request has too many bytes", 413),
     errors.TooManyImagesError: Kind("too-many-images", "The request has too many pictures", 413),
+    errors.TensorError: Kind("bad-tensor", "The inference request can't be used", 400),
     errors.QueueFullError: Kind("queue-full", "The service is busy", 429),
     errors.DeadlineExceededError: Kind("deadline-exceeded", "No answer within the time limit", 504),
     errors.NotReadyError: Kind("not-ready", "The service is not ready", 503),
     errors.InferenceError: Kind("inference-failed", "The model failed", 500),
+    errors.ListenError: Kind("not-listening", "A port can't be served", 503),
+    # What is wrong with a model is met by those who ask for it by name; what is served goes on.
+    errors.ModelNotFoundError: Kind("model-not-found", "No such model", 404),
     errors.ManifestError: Kind("bad-manifest", "The model's manifest can't be used", 503),
     errors.ModelIntegrityError: Kind("model-integrity", "The model's files are not as published", 503),
     errors.GoldenMismatchError: Kind("golden-mismatch", "The model does not reproduce its golden output", 503),
@@ -82,7 +90,7 @@ def problem_response(
     *,
     headers: Mapping[str, str] | None = None,
     failed: list[FailedImage] | None = None,
-) -> ProblemResponse:
+) -> JSONResponse:
     """Make the response for one problem.
 
     Args:
@@ -92,6 +100,8 @@ def problem_response(
         headers: More headers.
         failed: Each picture's own problem, where there were several.
     """
+    if _is_v2(request):
+        return JSONResponse(V2Error(error=detail).model_dump(), kind.status, headers)
     body = Problem(
         type=kind.type,
         title=kind.title,
@@ -104,9 +114,9 @@ def problem_response(
     return ProblemResponse(body.model_dump(exclude_none=True), kind.status, headers)
 
 
-def internal_error(request: Request) -> ProblemResponse:
+def internal_error(request: Request) -> JSONResponse:
     """Make the 500 response; what broke is in the log, under the request's id."""
-    return problem_response(request, _INTERNAL, "Something broke; the log has it under the request's id.")
+    return problem_response(request, _INTERNAL, INTERNAL_DETAIL)
 
 
 def install_handlers(app: FastAPI, on_rejected: Callable[[str], None]) -> None:
@@ -117,13 +127,13 @@ def install_handlers(app: FastAPI, on_rejected: Callable[[str], None]) -> None:
         on_rejected: Called with the problem's slug for each refused request.
     """
 
-    async def leukoscope_error(request: Request, error: Exception) -> ProblemResponse:
+    async def leukoscope_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.LeukoscopeError)  # noqa: S101 - narrows the type that Starlette passes on
         kind = KINDS[type(error)]
         on_rejected(kind.slug)
-        return problem_response(request, kind, str(error), headers=_retry_after(error, kind))
+        return problem_response(request, kind, str(error), headers=retry_after(error, kind))
 
-    async def http_error(request: Request, error: Exception) -> ProblemResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 - as above
         status = error.status_code
         kind = _HTTP.get(status) or Kind(f"http-{status}", HTTPStatus(status).phrase, status)
@@ -131,7 +141,7 @@ def install_handlers(app: FastAPI, on_rejected: Callable[[str], None]) -> None:
         detail = f"{request.method} {request.url.path}: {error.detail}"
         return problem_response(request, kind, detail, headers=error.headers)
 
-    async def invalid_parameter(request: Request, error: Exception) -> ProblemResponse:
+    async def invalid_parameter(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
         on_rejected(_INVALID_PARAMETER.slug)
         faults = [f"{' '.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()]
@@ -153,7 +163,13 @@ def openapi_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _retry_after(error: errors.LeukoscopeError, kind: Kind) -> dict[str, str]:
+def retry_after(error: errors.LeukoscopeError, kind: Kind) -> dict[str, str]:
+    """Return the headers that tell a client when to come again; none if it need not."""
     if isinstance(error, errors.QueueFullError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return NOT_READY_HEADERS if kind.status == 503 else {}
+
+
+def _is_v2(request: Request) -> bool:
+    path = request.url.path
+    return path == "/v2" or path.startswith("/v2/")

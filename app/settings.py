@@ -24,6 +24,9 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(min_length=1, description="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="TCP port to listen on.")] = 8000
+    grpc_port: Annotated[
+        int, Field(ge=0, le=65535, description="TCP port of the same /v2 protocol over gRPC; 0 = off.")
+    ] = 0
     models_dir: Annotated[Path, Field(description="Folder with active.json and <name>/<version>/.")] = Path("models")
     device: Annotated[Device, Field(description="Where the model runs; auto takes a GPU if one is there.")] = "auto"
     gpu_index: Annotated[int, Field(ge=0, le=63, description="Which GPU, if one is used.")] = 0
@@ -49,6 +52,9 @@ class Settings(BaseSettings):
     max_request_bytes: Annotated[
         int, Field(ge=1024, le=4096 * MIB, description="Largest request body; more is answered 413.")
     ] = 256 * MIB
+    max_json_bytes: Annotated[
+        int, Field(ge=1024, le=4096 * MIB, description="Most JSON in one /v2 request; binary data is not counted.")
+    ] = 16 * MIB
     max_images_per_request: Annotated[
         int, Field(ge=1, le=65536, description="Most pictures in one request; at most the queue limit.")
     ] = 512

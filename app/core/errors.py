@@ -8,13 +8,16 @@ LeukoscopeError
 │   ├── MalformedFormError
 │   ├── UnsupportedMediaTypeError
 │   ├── BodyTooLargeError
-│   └── TooManyImagesError
+│   ├── TooManyImagesError
+│   └── TensorError
 ├── ServiceError                the service can't answer now
 │   ├── QueueFullError
 │   ├── DeadlineExceededError
 │   ├── NotReadyError
-│   └── InferenceError
+│   ├── InferenceError
+│   └── ListenError
 └── ModelError                  what is installed under models/ is wrong
+    ├── ModelNotFoundError
     ├── ManifestError
     ├── ModelIntegrityError
     ├── GoldenMismatchError
@@ -58,6 +61,10 @@ class TooManyImagesError(InputError):
     """The request has more pictures than the service accepts at once."""
 
 
+class TensorError(InputError):
+    """A request of the Open Inference Protocol is malformed, or its tensors are not the model's."""
+
+
 class ServiceError(LeukoscopeError):
     """The service can't answer now; nothing is wrong with the request."""
 
@@ -86,8 +93,16 @@ class InferenceError(ServiceError):
     """The model failed on a batch, or gave numbers that are no answer."""
 
 
+class ListenError(ServiceError):
+    """A port that was asked for can't be served."""
+
+
 class ModelError(LeukoscopeError):
     """A model folder can't be served."""
+
+
+class ModelNotFoundError(ModelError):
+    """No model of this name and version is installed, or it is not one that answers now."""
 
 
 class ManifestError(ModelError):

@@ -13,6 +13,7 @@ from app.core.errors import DeadlineExceededError, ImageError
 from app.core.postprocess import Prediction, postprocess
 from app.core.spec import Manifest
 from app.inference.batcher import Admission, Batcher
+from app.inference.session import Outputs
 from app.metrics import Metrics
 
 
@@ -22,6 +23,14 @@ class Upload:
 
     filename: str | None
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is said of one picture: the prediction, and the model's outputs that it was made of."""
+
+    prediction: Prediction
+    outputs: Outputs
 
 
 class Classifier:
@@ -47,14 +56,22 @@ class Classifier:
         self._decoders = ThreadPoolExecutor(max_workers=decode_threads, thread_name_prefix="decode")
 
     async def classify(self, uploads: Sequence[Upload], timeout_s: float) -> list[Prediction | ImageError]:
+        """Do as `answer`, and return the predictions alone."""
+        results = await self.answer(uploads, timeout_s)
+        return [result if isinstance(result, ImageError) else result.prediction for result in results]
+
+    async def answer(
+        self, pictures: Sequence[Upload | NDArray[np.uint8]], timeout_s: float
+    ) -> list[Answer | ImageError]:
         """Answer the pictures of one request.
 
         Args:
-            uploads: In any number that the queue admits.
+            pictures: Files to decode, or preprocessed pictures of shape ``(size_px, size_px, 3)``,
+                in any number that the queue admits.
             timeout_s: After it, what is not answered is given up.
 
         Returns:
-            For each upload, in the same order, its prediction, or what is wrong with it.
+            For each picture, in the same order, its answer, or what is wrong with it.
 
         Raises:
             QueueFullError: No room; nothing was decoded.
@@ -62,10 +79,10 @@ class Classifier:
             DeadlineExceededError: `timeout_s` passed.
             InferenceError: The model failed.
         """
-        with self._batcher.reserve(len(uploads)) as admission:
+        with self._batcher.reserve(len(pictures)) as admission:
             try:
                 async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._answer(upload.data, admission)) for upload in uploads]
+                    tasks = [group.create_task(self._answer(picture, admission)) for picture in pictures]
             except TimeoutError as error:
                 raise DeadlineExceededError(f"The answer was not there within {timeout_s:g} s.") from error
             except ExceptionGroup as group_error:
@@ -76,17 +93,18 @@ class Classifier:
         """Let the threads go."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(self, data: bytes, admission: Admission) -> Prediction | ImageError:
+    async def _answer(self, picture: Upload | NDArray[np.uint8], admission: Admission) -> Answer | ImageError:
         loop = asyncio.get_running_loop()
         try:
-            image = await loop.run_in_executor(self._decoders, self._prepare, data)
+            if isinstance(picture, Upload):
+                picture = await loop.run_in_executor(self._decoders, self._prepare, picture.data)
         except ImageError as error:
             admission.release()
             return error
-        outputs = await admission.submit(image)
+        outputs = await admission.submit(picture)
         prediction = postprocess(outputs.logits, self._manifest)
         self._count(prediction)
-        return prediction
+        return Answer(prediction, outputs)
 
     def _prepare(self, data: bytes) -> NDArray[np.uint8]:
         with self._metrics.decode_seconds.time():

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
 
-from app.core.errors import NotReadyError
+from app.core.errors import ModelNotFoundError, NotReadyError
 from app.cpus import usable_cpus
 from app.inference.batcher import Batcher
 from app.inference.classifier import Classifier
@@ -53,14 +53,26 @@ class Engine:
         """The model that is loaded, whether or not it may be asked now."""
         return None if self._serving is None else self._serving.model
 
-    def serving(self) -> Serving:
+    @property
+    def alive(self) -> bool:
+        """Whether the process can go on."""
+        return True
+
+    def serving(self, model: str | None = None) -> Serving:
         """Return what answers requests.
+
+        Args:
+            model: ``name`` or ``name@version``; None is the active model.
 
         Raises:
             NotReadyError: Nothing does now.
+            ModelNotFoundError: Another model does.
         """
         if self._serving is None or self.state is not State.READY:
             raise NotReadyError(self.reason or "The service is not ready.")
+        ref = self._serving.model.installed.ref
+        if model not in {None, ref.name, f"{ref.name}@{ref.version}"}:
+            raise ModelNotFoundError(f"There is no model {model!r} here; {ref.name} {ref.version} is served.")
         return self._serving
 
     async def start(self) -> LoadedModel:

@@ -1,11 +1,10 @@
 """`POST /predict`: one or many pictures in, a label with its confidence for each out."""
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.core.errors import ImageError
@@ -13,6 +12,7 @@ from app.core.postprocess import Prediction
 from app.core.spec import Manifest
 from app.inference.classifier import Upload
 from app.problems import KINDS, NO_READABLE_IMAGE, image_problem, openapi_problems, problem_response
+from app.routes.bodies import unless_gone
 from app.routes.uploads import FORM_TYPE, RAW_TYPES, read_uploads
 from app.schemas import FailedImage, ModelName, PredictedImage, PredictResponse, Summary
 from app.services import Services, ServicesDep
@@ -50,39 +50,13 @@ async def predict(request: Request, services: ServicesDep) -> PredictResponse | 
     serving = services.engine.serving()  # before the body is read, so that a starting service refuses early
     uploads = await read_uploads(request, services.settings)
     work = serving.classifier.classify(uploads, services.settings.request_timeout_s)
-    results = await _unless_gone(request, work)
+    results = await unless_gone(request, work)
     if all(isinstance(result, ImageError) for result in results):
         return _none_readable(request, services, uploads, results)
     for result in results:
         if isinstance(result, ImageError):
             services.metrics.count_rejected(KINDS[type(result)].slug)
     return _answer(request, serving.model.manifest, uploads, results)
-
-
-async def _unless_gone(
-    request: Request, work: Coroutine[Any, Any, list[Prediction | ImageError]]
-) -> list[Prediction | ImageError]:
-    """Await `work`, but cancel it when the client hangs up.
-
-    Raises:
-        ClientDisconnect: The client hung up.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return await task
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _answer(

@@ -1,6 +1,5 @@
 """Read the pictures out of a request: a form or a raw body, bounded while it streams."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
@@ -10,13 +9,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.core.errors import (
-    BodyTooLargeError,
-    DeadlineExceededError,
     MalformedFormError,
     TooManyImagesError,
     UnsupportedMediaTypeError,
 )
 from app.inference.classifier import Upload
+from app.routes.bodies import bounded, read_body
 from app.settings import Settings
 
 FORM_TYPE: Final = "multipart/form-data"
@@ -58,38 +56,10 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
         raise UnsupportedMediaTypeError(
             f"The content type is {came}; expected {FORM_TYPE}, or one picture as {', '.join(RAW_TYPES)}."
         )
-    async with aclosing(_bounded(request, settings)) as stream:
-        if media_type == FORM_TYPE:
-            return await _read_form(request.headers, stream, settings)
-        data = bytearray()
-        async for chunk in stream:
-            data += chunk
-    return [Upload(None, bytes(data))]
-
-
-async def _bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
-    """Yield the body's chunks; stop at the first byte too many, or when the client falls silent."""
-    limit = settings.max_request_bytes
-    too_large = f"The request has more than {limit:,} bytes."
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise BodyTooLargeError(too_large)
-    received = 0
-    async with aclosing(request.stream()) as chunks:
-        while True:
-            try:
-                async with asyncio.timeout(settings.request_timeout_s):
-                    chunk = await anext(chunks, None)
-            except TimeoutError as error:
-                raise DeadlineExceededError(
-                    f"No byte of the request came for {settings.request_timeout_s:g} s."
-                ) from error
-            if chunk is None:
-                return
-            received += len(chunk)
-            if received > limit:
-                raise BodyTooLargeError(too_large)
-            yield chunk
+    if media_type != FORM_TYPE:
+        return [Upload(None, bytes(await read_body(request, settings)))]
+    async with aclosing(bounded(request, settings)) as stream:
+        return await _read_form(request.headers, stream, settings)
 
 
 async def _read_form(headers: Headers, stream: AsyncGenerator[bytes, None], settings: Settings) -> list[Upload]:

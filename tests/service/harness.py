@@ -19,7 +19,11 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from starlette.types import Message
 
+from app.inference.batcher import Batcher
+from app.inference.classifier import Classifier
+from app.inference.engine import Serving
 from app.inference.session import Outputs
 from app.main import create_app
 from app.services import Services
@@ -68,6 +72,42 @@ def services_of(app: FastAPI) -> Services:
     services = app.state.services
     assert isinstance(services, Services)
     return services
+
+
+def serve_with(app: FastAPI, session: FakeSession, queue_limit: int = 4) -> None:
+    """Put a fake session where the model is."""
+    services = services_of(app)
+    serving = services.engine.serving()
+    batcher = Batcher(session, services.metrics, queue_limit=queue_limit)
+    batcher.start()
+    classifier = Classifier(serving.model.manifest, batcher, services.metrics, decode_threads=1, max_pixels=1_000_000)
+    services.engine._serving = Serving(serving.model, batcher, classifier)
+
+
+async def hanging_up(
+    app: FastAPI, session: FakeSession, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> list[Message]:
+    """Post a body, hang up once it is in the model, and return what was sent back."""
+    hung_up = asyncio.Event()
+    incoming: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if incoming:
+            return incoming.pop()
+        await hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    request = asyncio.create_task(app(scope, receive, send))
+    await session.has_begun()
+    hung_up.set()
+    await request
+    return sent
 
 
 @asynccontextmanager
