@@ -160,6 +160,7 @@ class ServerProcess:
 
     def __init__(self, log: Path, **settings: object) -> None:
         self.port = free_port()
+        self.settings = settings
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         with log.open("wb") as file:
