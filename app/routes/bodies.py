@@ -8,37 +8,41 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from app.core.errors import BodyTooLargeError, DeadlineExceededError
+from app.inference.budget import Hold
 from app.settings import Settings
 
 _T = TypeVar("_T")
 
 
-async def read_body(request: Request, settings: Settings) -> bytearray:
-    """Read a whole body to memory.
-
-    Raises:
-        BodyTooLargeError: See `bounded`.
-        DeadlineExceededError: See `bounded`.
-    """
+async def read_body(request: Request, settings: Settings, held: Hold) -> bytearray:
+    """Read a whole body to memory; the arguments and errors are those of `bounded`."""
     data = bytearray()
-    async with aclosing(bounded(request, settings)) as stream:
+    async with aclosing(bounded(request, settings, held)) as stream:
         async for chunk in stream:
             data += chunk
     return data
 
 
-async def bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+async def bounded(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
     """Yield the body's chunks; stop at the first byte too many, or when the client falls silent.
+
+    Args:
+        request: Nothing of its body has been read yet.
+        settings: Bounds on bytes and time.
+        held: Where the bytes are counted, as they come.
 
     Raises:
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
+        QueueFullError: All requests together hold too many bytes.
         DeadlineExceededError: The client stopped sending for `settings.request_timeout_s`.
     """
     limit = settings.max_request_bytes
     too_large = f"The request has more than {limit:,} bytes."
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise BodyTooLargeError(too_large)
+    if announced.isdecimal():
+        if int(announced) > limit:
+            raise BodyTooLargeError(too_large)
+        held.check(int(announced))
     received = 0
     async with aclosing(request.stream()) as chunks:
         while True:
@@ -54,6 +58,7 @@ async def bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes,
             received += len(chunk)
             if received > limit:
                 raise BodyTooLargeError(too_large)
+            held.add(len(chunk))
             yield chunk
 
 

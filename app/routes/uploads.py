@@ -13,6 +13,7 @@ from app.core.errors import (
     TooManyImagesError,
     UnsupportedMediaTypeError,
 )
+from app.inference.budget import Hold
 from app.inference.classifier import Upload
 from app.routes.bodies import bounded, read_body
 from app.settings import Settings
@@ -33,12 +34,13 @@ _EXPECTED_PARTS: Final = "expected one or more file parts named 'file' or 'files
 _MAX_TEXT_FIELDS: Final = 100
 
 
-async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
+async def read_uploads(request: Request, settings: Settings, held: Hold) -> list[Upload]:
     """Read the pictures of a request.
 
     Args:
         request: Its body is read as it streams in, to memory only.
         settings: Bounds on bytes and pictures.
+        held: Where the bytes are counted, as they come.
 
     Returns:
         At least one upload, in the order of the form. Nothing is decoded yet.
@@ -48,6 +50,7 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
         MalformedFormError: The form can't be parsed, or has no file part of the right name.
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
         TooManyImagesError: More than `settings.max_images_per_request`.
+        QueueFullError: All requests together hold too many bytes.
         DeadlineExceededError: The client stopped sending for `settings.request_timeout_s`.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -57,8 +60,8 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
             f"The content type is {came}; expected {FORM_TYPE}, or one picture as {', '.join(RAW_TYPES)}."
         )
     if media_type != FORM_TYPE:
-        return [Upload(None, bytes(await read_body(request, settings)))]
-    async with aclosing(bounded(request, settings)) as stream:
+        return [Upload(None, bytes(await read_body(request, settings, held)))]
+    async with aclosing(bounded(request, settings, held)) as stream:
         return await _read_form(request.headers, stream, settings)
 
 
@@ -71,9 +74,16 @@ async def _read_form(headers: Headers, stream: AsyncGenerator[bytes, None], sett
         parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not parts:
             raise MalformedFormError(_no_files([name for name, _ in form.multi_items()]))
-        return [Upload(part.filename or None, await part.read()) for part in parts]
+        return [Upload(part.filename or None, await _take(part)) for part in parts]
     finally:
         await form.close()
+
+
+async def _take(part: UploadFile) -> bytes:
+    """Read a part and let its buffer go, so that no more than one part is there twice."""
+    data = await part.read()
+    await part.close()
+    return data
 
 
 def _no_files(text_fields: list[str]) -> str:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from app.core.errors import NotReadyError, UnsupportedMediaTypeError
 from app.inference.engine import Serving, State
 from app.routes.bodies import read_body, unless_gone
+from app.routes.deadline import DeadlineDep, within
 from app.schemas import V2Error, V2Live, V2Model, V2ModelReady, V2Ready, V2Server, V2Tensor
 from app.services import Services, ServicesDep
 from app.v2.http_body import LENGTH_HEADER, parse, render
@@ -57,9 +58,7 @@ async def live(services: ServicesDep) -> V2Live:
 @public_router.get("/health/ready", summary="Are inference requests answered now?", responses=_errors(503))
 async def ready(services: ServicesDep) -> V2Ready:
     """Answer 200 when `/readyz` does; otherwise say why not."""
-    engine = services.engine
-    if engine.state is not State.READY:
-        raise NotReadyError(engine.reason or "The service is not ready.")
+    _require_ready(services)
     return V2Ready()
 
 
@@ -81,6 +80,7 @@ async def model_metadata(services: ServicesDep, model: str, version: str | None 
 @router.get(f"{_VERSION}/ready", summary="Does the model answer now?", responses=_errors(404, 503))
 async def model_ready(services: ServicesDep, model: str, version: str | None = None) -> V2ModelReady:
     """Answer 200 when this model answers inference requests."""
+    _require_ready(services)
     return V2ModelReady(name=_serving(services, model, version).model.manifest.name)
 
 
@@ -96,7 +96,9 @@ async def model_ready(services: ServicesDep, model: str, version: str | None = N
     responses=_errors(400, 404, 413, 415, 429, 500, 503, 504),
     openapi_extra={"requestBody": _INFER_BODY},
 )
-async def model_infer(request: Request, services: ServicesDep, model: str, version: str | None = None) -> Response:
+async def model_infer(
+    request: Request, services: ServicesDep, deadline_s: DeadlineDep, model: str, version: str | None = None
+) -> Response:
     """Answer one inference request.
 
     The input is either `image`, preprocessed pixels, or `encoded`, picture files. A picture that
@@ -106,10 +108,11 @@ async def model_infer(request: Request, services: ServicesDep, model: str, versi
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in _NO_ENCODING:
         raise UnsupportedMediaTypeError("The body is compressed; expected no Content-Encoding.")
-    body = await read_body(request, services.settings)
-    content, json_length = await unless_gone(
-        request, _answer(serving, services, body, request.headers.get(LENGTH_HEADER))
-    )
+    with services.engine.budget.hold() as held:
+        async with within(deadline_s):
+            body = await read_body(request, services.settings, held)
+            work = _answer(serving, services, body, request.headers.get(LENGTH_HEADER))
+            content, json_length = await unless_gone(request, work)
     if json_length is None:
         return Response(content, media_type="application/json")
     return Response(content, media_type="application/octet-stream", headers={LENGTH_HEADER: str(json_length)})
@@ -125,6 +128,12 @@ async def _answer(
         serving, request, max_images=settings.max_images_per_request, timeout_s=settings.request_timeout_s
     )
     return render(response)
+
+
+def _require_ready(services: Services) -> None:
+    # Sooner than inference ends: a service that will stop is not ready, but still answers for a while.
+    if services.engine.state is not State.READY:
+        raise NotReadyError(services.engine.reason or "The service is not ready.")
 
 
 def _serving(services: Services, model: str, version: str | None) -> Serving:

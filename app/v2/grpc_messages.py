@@ -6,7 +6,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 
-from app.core.errors import TensorError
+from app.core.errors import BodyTooLargeError, TensorError
 from app.v2.messages import InferInput, InferRequest, InferResponse, WantedOutput
 from app.v2.tensors import Datatype, TensorSpec, to_raw, to_values
 
@@ -20,12 +20,19 @@ _FIELDS: Final[dict[str, str]] = {
 _UNSUPPORTED: Final = ("shared_memory_region", "classification")
 
 
-def parse(message: pb.ModelInferRequest) -> InferRequest:
+def parse(message: pb.ModelInferRequest, *, max_values: int) -> InferRequest:
     """Read a `ModelInferRequest`.
+
+    Args:
+        message: Of any content.
+        max_values: Most numbers as typed contents, which take many times the memory of raw ones.
 
     Raises:
         TensorError: Raw and typed contents are mixed, or don't fit the inputs.
+        BodyTooLargeError: More than `max_values`.
     """
+    if any(len(tensor.contents.uint_contents) > max_values for tensor in message.inputs):
+        raise BodyTooLargeError(f"More than {max_values:,} numbers as typed contents; send raw_input_contents.")
     raw = list(message.raw_input_contents)
     if raw and len(raw) != len(message.inputs):
         raise TensorError(f"There are {len(raw)} raw_input_contents for {len(message.inputs)} inputs.")

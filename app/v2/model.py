@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.core.errors import ImageError, TensorError, TooManyImagesError
 from app.core.spec import Manifest
-from app.inference.classifier import Answer, Upload
+from app.inference.classifier import Answer, Picture, Upload
 from app.inference.engine import Serving
 from app.v2.messages import InferInput, InferOutput, InferRequest, InferResponse, WantedOutput
 from app.v2.tensors import TensorSpec, from_raw, from_values
@@ -69,7 +69,7 @@ async def infer(serving: Serving, request: InferRequest, *, max_images: int, tim
     Raises:
         TensorError: Inputs or outputs are not the model's, or a picture can't be read.
         TooManyImagesError: More than `max_images`.
-        ServiceError: See `Classifier.answer`.
+        ServiceError: See `Classifier.answer`; also if the model failed on one of the pictures.
     """
     manifest = serving.model.manifest
     wanted = _wanted(request, outputs_of(manifest))
@@ -79,6 +79,8 @@ async def infer(serving: Serving, request: InferRequest, *, max_images: int, tim
     for index, result in enumerate(await serving.classifier.answer(pictures, timeout_s)):
         if isinstance(result, ImageError):
             raise TensorError(f"Picture {index} of {len(pictures)} (counted from 0) in {ENCODED!r}: {result}")
+        if not isinstance(result, Answer):
+            raise result
         answers.append(result)
     arrays = _arrays(answers, manifest)
     return InferResponse(
@@ -90,9 +92,7 @@ async def infer(serving: Serving, request: InferRequest, *, max_images: int, tim
     )
 
 
-def read_pictures(
-    inputs: Sequence[InferInput], manifest: Manifest, max_images: int
-) -> list[Upload | NDArray[np.uint8]]:
+def read_pictures(inputs: Sequence[InferInput], manifest: Manifest, max_images: int) -> list[Picture]:
     """Read the pictures of a request's one input.
 
     Returns:

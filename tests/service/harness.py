@@ -21,13 +21,18 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from starlette.types import Message
 
+from app.core.spec import Manifest
 from app.inference.batcher import Batcher
-from app.inference.classifier import Classifier
+from app.inference.classifier import Classifier, Decoders
 from app.inference.engine import Serving
-from app.inference.session import Outputs
+from app.inference.loader import Errand, LoadedModel, Loader, OpenSession
+from app.inference.providers import Placement
+from app.inference.registry import Installed, ModelRef, Registry
+from app.inference.session import OnnxSession, Outputs, Session
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
+from tests.models import NAME, VERSION
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BAD, NOT_FINITE, SHORT = 255, 254, 253
@@ -74,16 +79,6 @@ def services_of(app: FastAPI) -> Services:
     return services
 
 
-def serve_with(app: FastAPI, session: FakeSession, queue_limit: int = 4) -> None:
-    """Put a fake session where the model is."""
-    services = services_of(app)
-    serving = services.engine.serving()
-    batcher = Batcher(session, services.metrics, queue_limit=queue_limit)
-    batcher.start()
-    classifier = Classifier(serving.model.manifest, batcher, services.metrics, decode_threads=1, max_pixels=1_000_000)
-    services.engine._serving = Serving(serving.model, batcher, classifier)
-
-
 async def hanging_up(
     app: FastAPI, session: FakeSession, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> list[Message]:
@@ -108,6 +103,41 @@ async def hanging_up(
     hung_up.set()
     await request
     return sent
+
+
+def loader_of(models_dir: Path, *placements: Placement, open_session: OpenSession = OnnxSession.create) -> Loader:
+    return Loader(Registry(models_dir), placements or [Placement(device="cpu", max_batch=2)], open_session)
+
+
+def run_here(_worker: int, errand: Errand) -> None:
+    """Do what a worker would, in this thread."""
+    errand()
+
+
+def load(
+    models_dir: Path,
+    *placements: Placement,
+    ref: ModelRef | None = None,
+    open_session: OpenSession = OnnxSession.create,
+) -> LoadedModel:
+    """Load a model as the service does, without a worker."""
+    loader = loader_of(models_dir, *placements, open_session=open_session)
+    return loader.load(ref or ModelRef(NAME, VERSION), run_here)
+
+
+def loaded(session: Session, manifest: Manifest) -> LoadedModel:
+    """Give a session the look of a loaded model."""
+    installed = Installed(ModelRef(manifest.name, manifest.version), manifest, {}, None)
+    return LoadedModel(installed, manifest, (session,), manifest.precision)
+
+
+def serve_with(app: FastAPI, session: FakeSession, queue_limit: int = 4) -> None:
+    """Put a fake session where the model is."""
+    services = services_of(app)
+    model = loaded(session, services.engine.serving().model.manifest)
+    batcher = Batcher(services.metrics, queue_limit=queue_limit)
+    batcher.start()
+    services.engine._active = Serving(model, Classifier(model, batcher, Decoders(1, 1_000_000), services.metrics))
 
 
 @asynccontextmanager

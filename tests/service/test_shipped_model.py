@@ -7,8 +7,10 @@ import pytest
 
 from app.core import imaging
 from app.core.postprocess import postprocess
-from app.inference.registry import LoadedModel, ModelRef, Registry
-from tests.service.harness import ROOT, make_settings, running
+from app.inference.loader import LoadedModel
+from app.inference.providers import Placement
+from app.inference.registry import ModelRef
+from tests.service.harness import ROOT, load, make_settings, running
 
 MODELS = ROOT / "models"
 SHIPPED = sorted(folder for folder in MODELS.glob("*/*") if folder.is_dir())
@@ -20,9 +22,7 @@ pytestmark = pytest.mark.skipif(not SHIPPED, reason="models/ holds no model yet"
 def model(request: pytest.FixtureRequest) -> LoadedModel:
     """Loading verifies the hashes and reproduces the golden output."""
     folder: Path = request.param
-    return Registry(MODELS).load(
-        ModelRef(folder.parent.name, folder.name), device="cpu", gpu_index=0, threads=2, max_batch=4
-    )
+    return load(MODELS, Placement(device="cpu", threads=2, max_batch=4), ref=ModelRef(folder.parent.name, folder.name))
 
 
 def test_is_verified_and_answers(model: LoadedModel, drawn_cells: list[bytes]) -> None:
