@@ -14,7 +14,7 @@ from app.routes.deadline import DeadlineDep, within
 from app.schemas import V2Error, V2Live, V2Model, V2ModelReady, V2Ready, V2Server, V2Tensor
 from app.services import Services, ServicesDep
 from app.v2.http_body import LENGTH_HEADER, parse, render
-from app.v2.model import EXTENSIONS, PLATFORM, SERVER_NAME, infer, inputs_of, model_reference, outputs_of
+from app.v2.model import EXTENSIONS, PLATFORM, SERVER_NAME, infer, inputs_of, model_reference, outputs_of, versions_of
 from app.v2.tensors import TensorSpec
 
 _PREFIX: Final = "/v2"
@@ -69,7 +69,7 @@ async def model_metadata(services: ServicesDep, model: str, version: str | None 
     manifest = _serving(services, model, version).model.manifest
     return V2Model(
         name=manifest.name,
-        versions=[manifest.version],
+        versions=versions_of(services.engine, manifest.name),
         platform=PLATFORM,
         inputs=_tensors(inputs_of(manifest)),
         outputs=_tensors(outputs_of(manifest)),

@@ -12,7 +12,7 @@ from app.inference.budget import Hold
 from app.inference.engine import Serving, State
 from app.services import Services
 from app.v2 import grpc_messages
-from app.v2.model import EXTENSIONS, PLATFORM, SERVER_NAME, infer, inputs_of, model_reference, outputs_of
+from app.v2.model import EXTENSIONS, PLATFORM, SERVER_NAME, infer, inputs_of, model_reference, outputs_of, versions_of
 
 Method = Callable[[aio.ServicerContext], Awaitable[Message]]
 
@@ -108,7 +108,7 @@ class GrpcMethods:
         manifest = self._serving(request.name, request.version).model.manifest
         return pb.ModelMetadataResponse(
             name=manifest.name,
-            versions=[manifest.version],
+            versions=versions_of(self._services.engine, manifest.name),
             platform=PLATFORM,
             inputs=[grpc_messages.metadata(spec) for spec in inputs_of(manifest).values()],
             outputs=[grpc_messages.metadata(spec) for spec in outputs_of(manifest).values()],

@@ -84,6 +84,7 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         """Accept no more calls, let those under way end within `grace_s`, and stop."""
         await self._server.stop(grace_s)
+        del self._server  # gRPC's own thread ends when no server is left
 
     def _handler(self, name: str, method: Method) -> grpc.RpcMethodHandler:
         async def call(_messages: object, context: aio.ServicerContext) -> Message:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.core.errors import ImageError, TensorError, TooManyImagesError
 from app.core.spec import Manifest
 from app.inference.classifier import Answer, Picture, Upload
-from app.inference.engine import Serving
+from app.inference.engine import Engine, Serving
 from app.v2.messages import InferInput, InferOutput, InferRequest, InferResponse, WantedOutput
 from app.v2.tensors import TensorSpec, from_raw, from_values
 
@@ -40,6 +40,11 @@ _OUTPUTS: Final = {
 def model_reference(name: str, version: str | None) -> str:
     """Join a name, and a version if one is given, to what `Engine.serving` takes."""
     return f"{name}@{version}" if version else name
+
+
+def versions_of(engine: Engine, name: str) -> list[str]:
+    """Return the versions of a model that answer, the active one first."""
+    return [model.manifest.version for model in engine.resident if model.manifest.name == name]
 
 
 def inputs_of(manifest: Manifest) -> dict[str, TensorSpec]:

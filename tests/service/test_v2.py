@@ -380,7 +380,11 @@ async def test_deadline(models_dir: Path) -> None:
         session = FakeSession()
         session.gate.clear()
         serve_with(app, session)
-        check_error(await client.post(INFER, json={"inputs": [image_input()]}), 504)
+        request = {"inputs": [image_input()]}
+        check_error(await client.post(INFER, json=request), 504, "0.6 s")
+        hurry = {"X-Request-Timeout": "0.1"}
+        check_error(await client.post(INFER, json=request, headers=hurry), 504, "X-Request-Timeout")
+        check_error(await client.post(INFER, json=request, headers={"X-Request-Timeout": "soon"}), 400, "timeout")
         session.gate.set()
 
 
