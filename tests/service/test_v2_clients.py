@@ -1,7 +1,10 @@
 """Triton's own clients against the real server: HTTP and gRPC, each way in and out, many at once, and errors."""
 
 import base64
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from app.core import imaging
 from tests.models import NAME, PREPROCESSING, SIZE_PX, VERSION
-from tests.service.harness import ServerProcess, free_port, run_cli
+from tests.service.harness import ROOT, ServerProcess, free_port, run_cli
 
 OUTPUTS = ["probabilities", "logits", "label", "confidence", "review"]
 MAX_IMAGES = 40
@@ -25,7 +28,11 @@ MAX_IMAGES = 40
 @pytest.fixture(scope="module")
 def server(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("server") / "log"
-    settings = {"max_request_bytes": 16_000_000, "max_images_per_request": MAX_IMAGES, "grpc_port": free_port()}
+    settings: dict[str, Any] = {
+        "max_request_bytes": 16_000_000,
+        "max_images_per_request": MAX_IMAGES,
+        "grpc_port": free_port(),
+    }
     with ServerProcess(log, models_dir=models_dir, **settings) as process:
         yield process
 
@@ -241,6 +248,21 @@ def test_what_grpc_does_not_have_is_unimplemented(grpc: Any) -> None:
     request.inputs.add(name="image", datatype="UINT8", shape=[1])
     with pytest.raises(Exception, match="2 raw_input_contents for 1 inputs"):
         grpc._client_stub.ModelInfer(request)
+
+
+@pytest.mark.parametrize("port", [8000, 8001])
+def test_the_documents_examples(server: ServerProcess, drawn_cells: list[bytes], tmp_path: Path, port: int) -> None:
+    document = (ROOT / "docs" / "v2.md").read_text(encoding="utf-8")
+    (script,) = [code for code in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if f":{port}" in code]
+    for name, cell in zip(("cell_1.bmp", "cell_2.png"), drawn_cells, strict=False):
+        (tmp_path / name).write_bytes(cell)
+    own = {8000: server.port, 8001: server.settings["grpc_port"]}[port]
+    script = script.replace(f":{port}", f":{own}").replace("efficientnet-b3", NAME)
+    result = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "ALL" in result.stdout
+    assert "HEM" in result.stdout
 
 
 def test_nothing_broke_on_the_way(server: ServerProcess) -> None:
