@@ -75,9 +75,10 @@ class Settings(BaseSettings):
     max_request_bytes: Annotated[
         int, Field(ge=1024, le=4096 * MIB, description="Largest request body; more is answered 413.")
     ] = 256 * MIB
+    # While JSON is parsed, nothing else runs: measured, 14 MiB of empty lists take 2 s.
     max_json_bytes: Annotated[
         int, Field(ge=1024, le=4096 * MIB, description="Most JSON in one /v2 request; binary data is not counted.")
-    ] = 16 * MIB
+    ] = 4 * MIB
     max_images_per_request: Annotated[
         int, Field(ge=1, le=65536, description="Most pictures in one request; at most the queue limit.")
     ] = 512

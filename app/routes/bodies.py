@@ -79,6 +79,8 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
         task.cancel()
         gone.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+        # What the work raised knows this frame; a frame that knew it too would keep the request in memory.
+        del task, gone
 
 
 async def _disconnected(request: Request) -> None:

@@ -121,6 +121,7 @@ class GrpcMethods:
             message = await self._infer_inbox.receive(context, held)
             serving = self._serving(message.model_name, message.model_version)
             request = await asyncio.to_thread(grpc_messages.parse, message, max_values=settings.max_json_bytes)
+            del message  # what is needed of it has been copied
             left_s = context.time_remaining()
             timeout_s = settings.request_timeout_s if left_s is None else min(left_s, settings.request_timeout_s)
             response = await infer(serving, request, max_images=settings.max_images_per_request, timeout_s=timeout_s)

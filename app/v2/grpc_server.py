@@ -6,7 +6,8 @@ protocol is kept here.
 
 import logging
 import time
-from typing import Final, NoReturn
+from dataclasses import dataclass
+from typing import Final
 
 import grpc
 from google.protobuf.message import Message
@@ -37,6 +38,15 @@ CODES: Final = {
 
 _ACCESS: Final = logging.getLogger("leukoscope.access")
 _LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A call's end without an answer."""
+
+    code: grpc.StatusCode
+    message: str
+    trailing: tuple[tuple[str, str], ...]
 
 
 class GrpcServer:
@@ -92,18 +102,13 @@ class GrpcServer:
             outcome = "CANCELLED"
             try:
                 # Here, before anything is read, is the place to ask who calls.
-                response = await method(context)
-                outcome = "OK"
-            except LeukoscopeError as error:
-                outcome = CODES[KINDS[type(error)].status].name
-                await self._refuse(context, error)
-            except Exception:  # noqa: BLE001 - the caller gets no internals, the log has them
-                outcome = "INTERNAL"
-                _LOG.exception("gRPC %s broke", name)
-                await context.abort(grpc.StatusCode.INTERNAL, INTERNAL_DETAIL)
+                answer = await self._answer(name, method, context)
+                outcome = answer.code.name if isinstance(answer, _Refusal) else "OK"
             finally:
                 _ACCESS.info("gRPC %s %s %.0f ms", name, outcome, (time.perf_counter() - began_s) * 1000)
-            return response
+            if isinstance(answer, _Refusal):
+                await context.abort(answer.code, answer.message, answer.trailing)
+            return answer
 
         # As a stream of one message, which is the same to a client: so a message is not received, to be
         # held in memory, before `call` wants it. Without a deserializer, it is bytes.
@@ -111,9 +116,16 @@ class GrpcServer:
             call, response_serializer=lambda message: message.SerializeToString()
         )
 
-    async def _refuse(self, context: aio.ServicerContext, error: LeukoscopeError) -> NoReturn:
-        kind = KINDS[type(error)]
-        self._services.metrics.count_rejected(kind.slug)
-        trailing = tuple((name.lower(), value) for name, value in retry_after(error, kind).items())
-        await context.abort(CODES[kind.status], str(error), trailing)
-        raise AssertionError  # `abort` always raises; no type says so
+    async def _answer(self, name: str, method: Method, context: aio.ServicerContext) -> Message | _Refusal:
+        # What is raised keeps the whole request in memory by its traceback, so it is let go here:
+        # gRPC keeps what it is aborted with until the next garbage collection.
+        try:
+            return await method(context)
+        except LeukoscopeError as error:
+            kind = KINDS[type(error)]
+            self._services.metrics.count_rejected(kind.slug)
+            trailing = tuple((header.lower(), value) for header, value in retry_after(error, kind).items())
+            return _Refusal(CODES[kind.status], str(error), trailing)
+        except Exception:  # noqa: BLE001 - the caller gets no internals, the log has them
+            _LOG.exception("gRPC %s broke", name)
+            return _Refusal(grpc.StatusCode.INTERNAL, INTERNAL_DETAIL, ())

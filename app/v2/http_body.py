@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from app.core.errors import BodyTooLargeError, TensorError
 from app.v2.messages import InferInput, InferOutput, InferRequest, InferResponse, WantedOutput
@@ -14,16 +14,12 @@ from app.v2.tensors import to_raw, to_values
 LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 
 _SHOWN_FAULTS: Final = 3
+_NULL_IS_EMPTY: Final = BeforeValidator(lambda raw: {} if raw is None else raw)
 
 
 class _Message(BaseModel):
     # Members that are not known are left alone: the protocol may grow, and servers have extensions.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, raw: object) -> object:
-        return {key: value for key, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
 
 
 class _Unsupported(_Message):
@@ -39,7 +35,7 @@ class _Input(_Message):
     name: str
     datatype: str
     shape: list[int]
-    parameters: _InputParameters = _InputParameters()
+    parameters: Annotated[_InputParameters, _NULL_IS_EMPTY] = _InputParameters()
     data: list[Any] | None = None
 
 
@@ -49,18 +45,18 @@ class _OutputParameters(_Unsupported):
 
 class _Output(_Message):
     name: str
-    parameters: _OutputParameters = _OutputParameters()
+    parameters: Annotated[_OutputParameters, _NULL_IS_EMPTY] = _OutputParameters()
 
 
 class _RequestParameters(_Message):
-    binary_data_output: bool = False
+    binary_data_output: bool | None = None
 
 
 class _Request(_Message):
     id: str | None = None
     inputs: list[_Input]
-    outputs: list[_Output] = []
-    parameters: _RequestParameters = _RequestParameters()
+    outputs: list[_Output] | None = None
+    parameters: Annotated[_RequestParameters, _NULL_IS_EMPTY] = _RequestParameters()
 
 
 def parse(body: bytes | bytearray, header_length: str | None, *, max_json_bytes: int) -> InferRequest:
@@ -86,11 +82,11 @@ def parse(body: bytes | bytearray, header_length: str | None, *, max_json_bytes:
         message = _Request.model_validate_json(bytes(view[:length]))
     except ValidationError as error:
         raise TensorError(f"The request is malformed: {_faults(error)}.") from error
-    raw_default = message.parameters.binary_data_output
+    raw_default = bool(message.parameters.binary_data_output)
     return InferRequest(
         id=message.id,
         inputs=_inputs(message.inputs, view[length:]),
-        outputs=tuple(_wanted(output, raw_default) for output in message.outputs),
+        outputs=tuple(_wanted(output, raw_default) for output in message.outputs or []),
         raw=raw_default,
     )
 
