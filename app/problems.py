@@ -20,6 +20,7 @@ from app.schemas import FailedImage, ImageProblem, Problem, V2Error
 
 INTERNAL_DETAIL: Final = "Something broke; the log has it under the request's id."
 NOT_READY_HEADERS: Final = {"Retry-After": "5"}  # a model is loaded in a few seconds
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="leukoscope"'}  # RFC 9110, 11.6.1: a 401 has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,9 @@ KINDS: Final[Mapping[type[errors.LeukoscopeError], Kind]] = {
     errors.InferenceError: Kind("inference-failed", "The model failed", 500),
     errors.ListenError: Kind("not-listening", "A port can't be served", 503),
     errors.DeviceMemoryError: Kind("device-memory", "The device is out of memory", 500),
+    errors.AuditError: Kind("audit-failed", "The answer can't be recorded", 503),
+    errors.UnauthenticatedError: Kind("unauthenticated", "An API key is needed", 401),
+    errors.ForbiddenError: Kind("forbidden", "Not allowed", 403),
     # What is wrong with a model is met by those who ask for it by name; what is served goes on.
     errors.ModelNotFoundError: Kind("model-not-found", "No such model", 404),
     errors.ManifestError: Kind("bad-manifest", "The model's manifest can't be used", 422),
@@ -133,7 +137,7 @@ def install_handlers(app: FastAPI, on_rejected: Callable[[str], None]) -> None:
         assert isinstance(error, errors.LeukoscopeError)  # noqa: S101 - narrows the type that Starlette passes on
         kind = KINDS[type(error)]
         on_rejected(kind.slug)
-        return problem_response(request, kind, str(error), headers=retry_after(error, kind))
+        return problem_response(request, kind, str(error), headers=error_headers(error, kind))
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 - as above
@@ -165,8 +169,10 @@ def openapi_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def retry_after(error: errors.LeukoscopeError, kind: Kind) -> dict[str, str]:
-    """Return the headers that tell a client when to come again; none if it need not."""
+def error_headers(error: errors.LeukoscopeError, kind: Kind) -> dict[str, str]:
+    """Return the headers that go with an error: when to come again, how to say who one is."""
+    if isinstance(error, errors.UnauthenticatedError):
+        return _CHALLENGE
     if isinstance(error, errors.QueueFullError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return NOT_READY_HEADERS if kind.status == 503 else {}

@@ -17,7 +17,11 @@ LeukoscopeError
 │   ├── SwitchInProgressError
 │   ├── InferenceError
 │   ├── DeviceMemoryError
+│   ├── AuditError
 │   └── ListenError
+├── AccessError                 who asks may not
+│   ├── UnauthenticatedError
+│   └── ForbiddenError
 └── ModelError                  what is installed under models/ is wrong
     ├── ModelNotFoundError
     ├── ManifestError
@@ -117,6 +121,22 @@ class DeviceMemoryError(ServiceError):
 
 class ListenError(ServiceError):
     """A port that was asked for can't be served."""
+
+
+class AuditError(ServiceError):
+    """The audit log can't be written or followed."""
+
+
+class AccessError(LeukoscopeError):
+    """The caller may not do this."""
+
+
+class UnauthenticatedError(AccessError):
+    """A key is needed, and none came, or an unknown one."""
+
+
+class ForbiddenError(AccessError):
+    """Whoever it is may not do this."""
 
 
 class ModelError(LeukoscopeError):

@@ -1,4 +1,4 @@
-"""Request bodies as they stream in: bounded in bytes and in time, and given up when the client hangs up."""
+"""Request bodies as they stream in, counted; and work that is given up when the client hangs up."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from app.core.errors import BodyTooLargeError, DeadlineExceededError
 from app.inference.budget import Hold
 from app.settings import Settings
 
@@ -15,49 +14,32 @@ _T = TypeVar("_T")
 
 
 async def read_body(request: Request, settings: Settings, held: Hold) -> bytearray:
-    """Read a whole body to memory; the arguments and errors are those of `bounded`."""
+    """Read a whole body to memory; the arguments and errors are those of `counted`."""
     data = bytearray()
-    async with aclosing(bounded(request, settings, held)) as stream:
+    async with aclosing(counted(request, settings, held)) as stream:
         async for chunk in stream:
             data += chunk
     return data
 
 
-async def bounded(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
-    """Yield the body's chunks; stop at the first byte too many, or when the client falls silent.
+async def counted(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
+    """Yield the body's chunks as long as there is room for them.
 
     Args:
-        request: Nothing of its body has been read yet.
-        settings: Bounds on bytes and time.
+        request: Nothing of its body has been read yet; bytes and time are bounded before it comes here.
+        settings: Bounds on bytes.
         held: Where the bytes are counted, as they come.
 
     Raises:
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
         QueueFullError: All requests together hold too many bytes.
-        DeadlineExceededError: The client stopped sending for `settings.request_timeout_s`.
+        DeadlineExceededError: The client sends too slowly.
     """
-    limit = settings.max_request_bytes
-    too_large = f"The request has more than {limit:,} bytes."
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal():
-        if int(announced) > limit:
-            raise BodyTooLargeError(too_large)
+    if announced.isdecimal() and int(announced) <= settings.max_request_bytes:
         held.check(int(announced))
-    received = 0
     async with aclosing(request.stream()) as chunks:
-        while True:
-            try:
-                async with asyncio.timeout(settings.request_timeout_s):
-                    chunk = await anext(chunks, None)
-            except TimeoutError as error:
-                raise DeadlineExceededError(
-                    f"No byte of the request came for {settings.request_timeout_s:g} s."
-                ) from error
-            if chunk is None:
-                return
-            received += len(chunk)
-            if received > limit:
-                raise BodyTooLargeError(too_large)
+        async for chunk in chunks:
             held.add(len(chunk))
             yield chunk
 

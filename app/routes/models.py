@@ -4,12 +4,13 @@ import asyncio
 import dataclasses
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from app.core.spec import Manifest
 from app.inference.loader import LoadedModel
 from app.inference.registry import Installed, ModelRef
 from app.problems import openapi_problems
+from app.routes.access import require_admin
 from app.schemas import ActiveModel, InstalledModel, ModelChoice, ModelList, ModelName, Provider, SwitchedModel
 from app.services import Services, ServicesDep
 
@@ -35,7 +36,12 @@ async def active_model(services: ServicesDep) -> ActiveModel:
     return ActiveModel(**_describe_loaded(services.engine.serving().model, services))
 
 
-@router.put("/active", summary="Serve another model", responses=openapi_problems(400, 404, 409, 422, 503))
+@router.put(
+    "/active",
+    summary="Serve another model",
+    responses=openapi_problems(400, 403, 404, 409, 422, 503),
+    dependencies=[Depends(require_admin)],
+)
 async def activate_model(choice: ModelChoice, services: ServicesDep) -> SwitchedModel:
     """Verify, load, warm and prove an installed model, then serve it in place of the old one.
 

@@ -15,7 +15,7 @@ from app.core.errors import (
 )
 from app.inference.budget import Hold
 from app.inference.classifier import Upload
-from app.routes.bodies import bounded, read_body
+from app.routes.bodies import counted, read_body
 from app.settings import Settings
 
 FORM_TYPE: Final = "multipart/form-data"
@@ -38,7 +38,7 @@ async def read_uploads(request: Request, settings: Settings, held: Hold) -> list
     """Read the pictures of a request.
 
     Args:
-        request: Its body is read as it streams in, to memory only.
+        request: Its body is read as it streams in, to memory only; bytes and time are bounded before it comes here.
         settings: Bounds on bytes and pictures.
         held: Where the bytes are counted, as they come.
 
@@ -51,7 +51,7 @@ async def read_uploads(request: Request, settings: Settings, held: Hold) -> list
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
         TooManyImagesError: More than `settings.max_images_per_request`.
         QueueFullError: All requests together hold too many bytes.
-        DeadlineExceededError: The client stopped sending for `settings.request_timeout_s`.
+        DeadlineExceededError: The client sends too slowly.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in {FORM_TYPE, *RAW_TYPES}:
@@ -61,7 +61,7 @@ async def read_uploads(request: Request, settings: Settings, held: Hold) -> list
         )
     if media_type != FORM_TYPE:
         return [Upload(None, bytes(await read_body(request, settings, held)))]
-    async with aclosing(bounded(request, settings, held)) as stream:
+    async with aclosing(counted(request, settings, held)) as stream:
         return await _read_form(request.headers, stream, settings)
 
 

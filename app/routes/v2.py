@@ -9,6 +9,8 @@ from starlette.responses import Response
 
 from app.core.errors import NotReadyError, UnsupportedMediaTypeError
 from app.inference.engine import Serving, State
+from app.recording import Caller
+from app.routes.access import caller_of
 from app.routes.bodies import read_body, unless_gone
 from app.routes.deadline import DeadlineDep, within
 from app.schemas import V2Error, V2Live, V2Model, V2ModelReady, V2Ready, V2Server, V2Tensor
@@ -32,7 +34,8 @@ _INFER_BODY: Final[dict[str, Any]] = {
 }
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document errors in the protocol's own form, for the `responses` of a route."""
     return {status: {"model": V2Error} for status in statuses}
 
 
@@ -47,7 +50,7 @@ async def server_metadata(request: Request) -> V2Server:
     return V2Server(name=SERVER_NAME, version=request.app.version, extensions=list(EXTENSIONS))
 
 
-@public_router.get("/health/live", summary="Is the process alive?", responses=_errors(503))
+@public_router.get("/health/live", summary="Is the process alive?", responses=errors(503))
 async def live(services: ServicesDep) -> V2Live:
     """Answer 200 as long as the process can go on."""
     if not services.engine.alive:
@@ -55,15 +58,15 @@ async def live(services: ServicesDep) -> V2Live:
     return V2Live()
 
 
-@public_router.get("/health/ready", summary="Are inference requests answered now?", responses=_errors(503))
+@public_router.get("/health/ready", summary="Are inference requests answered now?", responses=errors(503))
 async def ready(services: ServicesDep) -> V2Ready:
     """Answer 200 when `/readyz` does; otherwise say why not."""
     _require_ready(services)
     return V2Ready()
 
 
-@router.get(_MODEL, summary="Model metadata", responses=_errors(404, 503))
-@router.get(_VERSION, summary="Model metadata", responses=_errors(404, 503))
+@router.get(_MODEL, summary="Model metadata", responses=errors(404, 503))
+@router.get(_VERSION, summary="Model metadata", responses=errors(404, 503))
 async def model_metadata(services: ServicesDep, model: str, version: str | None = None) -> V2Model:
     """Describe the model's inputs and outputs."""
     manifest = _serving(services, model, version).model.manifest
@@ -76,8 +79,8 @@ async def model_metadata(services: ServicesDep, model: str, version: str | None 
     )
 
 
-@router.get(f"{_MODEL}/ready", summary="Does the model answer now?", responses=_errors(404, 503))
-@router.get(f"{_VERSION}/ready", summary="Does the model answer now?", responses=_errors(404, 503))
+@router.get(f"{_MODEL}/ready", summary="Does the model answer now?", responses=errors(404, 503))
+@router.get(f"{_VERSION}/ready", summary="Does the model answer now?", responses=errors(404, 503))
 async def model_ready(services: ServicesDep, model: str, version: str | None = None) -> V2ModelReady:
     """Answer 200 when this model answers inference requests."""
     _require_ready(services)
@@ -87,13 +90,13 @@ async def model_ready(services: ServicesDep, model: str, version: str | None = N
 @router.post(
     f"{_MODEL}/infer",
     summary="Classify pictures of single cells",
-    responses=_errors(400, 404, 413, 415, 429, 500, 503, 504),
+    responses=errors(400, 404, 413, 415, 429, 500, 503, 504),
     openapi_extra={"requestBody": _INFER_BODY},
 )
 @router.post(
     f"{_VERSION}/infer",
     summary="Classify pictures of single cells",
-    responses=_errors(400, 404, 413, 415, 429, 500, 503, 504),
+    responses=errors(400, 404, 413, 415, 429, 500, 503, 504),
     openapi_extra={"requestBody": _INFER_BODY},
 )
 async def model_infer(
@@ -111,7 +114,7 @@ async def model_infer(
     with services.engine.budget.hold() as held:
         async with within(deadline_s):
             body = await read_body(request, services.settings, held)
-            work = _answer(serving, services, body, request.headers.get(LENGTH_HEADER))
+            work = _answer(serving, services, caller_of(request), body, request.headers.get(LENGTH_HEADER))
             content, json_length = await unless_gone(request, work)
     if json_length is None:
         return Response(content, media_type="application/json")
@@ -119,14 +122,12 @@ async def model_infer(
 
 
 async def _answer(
-    serving: Serving, services: Services, body: bytearray, json_length: str | None
+    serving: Serving, services: Services, caller: Caller, body: bytearray, json_length: str | None
 ) -> tuple[bytes, int | None]:
     settings = services.settings
     # In a thread, for much JSON takes long.
     request = await asyncio.to_thread(parse, body, json_length, max_json_bytes=settings.max_json_bytes)
-    response = await infer(
-        serving, request, max_images=settings.max_images_per_request, timeout_s=settings.request_timeout_s
-    )
+    response = await infer(services, serving, caller, request, timeout_s=settings.request_timeout_s)
     return render(response)
 
 

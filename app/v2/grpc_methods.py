@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
@@ -10,11 +11,15 @@ from tritonclient.grpc import service_pb2 as pb
 from app.core.errors import DeadlineExceededError, NotReadyError, TensorError
 from app.inference.budget import Hold
 from app.inference.engine import Serving, State
+from app.recording import Caller
 from app.services import Services
 from app.v2 import grpc_messages
 from app.v2.model import EXTENSIONS, PLATFORM, SERVER_NAME, infer, inputs_of, model_reference, outputs_of, versions_of
 
-Method = Callable[[aio.ServicerContext], Awaitable[Message]]
+Method = Callable[[aio.ServicerContext, Caller], Awaitable[Message]]
+
+PUBLIC_METHODS: Final = frozenset({"ServerLive", "ServerReady", "ServerMetadata"})
+"""Those that need no API key, as over HTTP."""
 
 
 class _Inbox:
@@ -84,16 +89,16 @@ class GrpcMethods:
             "ModelInfer": self._model_infer,
         }
 
-    async def _server_live(self, _context: aio.ServicerContext) -> Message:
+    async def _server_live(self, _context: aio.ServicerContext, _caller: Caller) -> Message:
         return pb.ServerLiveResponse(live=self._services.engine.alive)
 
-    async def _server_ready(self, _context: aio.ServicerContext) -> Message:
+    async def _server_ready(self, _context: aio.ServicerContext, _caller: Caller) -> Message:
         return pb.ServerReadyResponse(ready=self._ready)
 
-    async def _server_metadata(self, _context: aio.ServicerContext) -> Message:
+    async def _server_metadata(self, _context: aio.ServicerContext, _caller: Caller) -> Message:
         return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=EXTENSIONS)
 
-    async def _model_ready(self, context: aio.ServicerContext) -> Message:
+    async def _model_ready(self, context: aio.ServicerContext, _caller: Caller) -> Message:
         with self._services.engine.budget.hold() as held:
             request = await self._ready_inbox.receive(context, held)
         try:
@@ -102,7 +107,7 @@ class GrpcMethods:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._ready)
 
-    async def _model_metadata(self, context: aio.ServicerContext) -> Message:
+    async def _model_metadata(self, context: aio.ServicerContext, _caller: Caller) -> Message:
         with self._services.engine.budget.hold() as held:
             request = await self._metadata_inbox.receive(context, held)
         manifest = self._serving(request.name, request.version).model.manifest
@@ -114,7 +119,7 @@ class GrpcMethods:
             outputs=[grpc_messages.metadata(spec) for spec in outputs_of(manifest).values()],
         )
 
-    async def _model_infer(self, context: aio.ServicerContext) -> Message:
+    async def _model_infer(self, context: aio.ServicerContext, caller: Caller) -> Message:
         settings = self._services.settings
         self._services.engine.serving()  # before the message is received, so that a starting service refuses early
         with self._services.engine.budget.hold() as held:
@@ -124,7 +129,7 @@ class GrpcMethods:
             del message  # what is needed of it has been copied
             left_s = context.time_remaining()
             timeout_s = settings.request_timeout_s if left_s is None else min(left_s, settings.request_timeout_s)
-            response = await infer(serving, request, max_images=settings.max_images_per_request, timeout_s=timeout_s)
+            response = await infer(self._services, serving, caller, request, timeout_s=timeout_s)
         return grpc_messages.render(response)
 
     @property

@@ -14,11 +14,16 @@ from google.protobuf.message import Message
 from grpc import aio
 
 from app.core.errors import LeukoscopeError, ListenError
-from app.problems import INTERNAL_DETAIL, KINDS, retry_after
+from app.logs import bind
+from app.problems import INTERNAL_DETAIL, KINDS, error_headers
+from app.recording import Caller
+from app.request_ids import REQUEST_ID_HEADER, request_id_from
+from app.security.keys import KEY_HEADER
 from app.services import Services
-from app.v2.grpc_methods import GrpcMethods, Method
+from app.v2.grpc_methods import PUBLIC_METHODS, GrpcMethods, Method
 
 _SERVICE: Final = "inference.GRPCInferenceService"
+_REQUEST_ID: Final = REQUEST_ID_HEADER.lower()
 # Tensors are bounded by settings; names, shapes and framing around them take little.
 _OVERHEAD_BYTES: Final = 64 * 1024
 CODES: Final = {
@@ -100,9 +105,12 @@ class GrpcServer:
         async def call(_messages: object, context: aio.ServicerContext) -> Message:
             began_s = time.perf_counter()
             outcome = "CANCELLED"
+            metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+            request_id = request_id_from(metadata.get(_REQUEST_ID, ""))
+            bind(request_id=request_id)
+            await context.send_initial_metadata(((_REQUEST_ID, request_id),))
             try:
-                # Here, before anything is read, is the place to ask who calls.
-                answer = await self._answer(name, method, context)
+                answer = await self._answer(name, method, context, metadata | {_REQUEST_ID: request_id})
                 outcome = answer.code.name if isinstance(answer, _Refusal) else "OK"
             finally:
                 _ACCESS.info("gRPC %s %s %.0f ms", name, outcome, (time.perf_counter() - began_s) * 1000)
@@ -116,16 +124,27 @@ class GrpcServer:
             call, response_serializer=lambda message: message.SerializeToString()
         )
 
-    async def _answer(self, name: str, method: Method, context: aio.ServicerContext) -> Message | _Refusal:
+    async def _answer(
+        self, name: str, method: Method, context: aio.ServicerContext, metadata: dict[str, str]
+    ) -> Message | _Refusal:
         # What is raised keeps the whole request in memory by its traceback, so it is let go here:
         # gRPC keeps what it is aborted with until the next garbage collection.
         try:
-            return await method(context)
+            return await method(context, self._caller(name, metadata))
         except LeukoscopeError as error:
             kind = KINDS[type(error)]
             self._services.metrics.count_rejected(kind.slug)
-            trailing = tuple((header.lower(), value) for header, value in retry_after(error, kind).items())
+            trailing = tuple((header.lower(), value) for header, value in error_headers(error, kind).items())
             return _Refusal(CODES[kind.status], str(error), trailing)
         except Exception:  # noqa: BLE001 - the caller gets no internals, the log has them
             _LOG.exception("gRPC %s broke", name)
             return _Refusal(grpc.StatusCode.INTERNAL, INTERNAL_DETAIL, ())
+
+    def _caller(self, name: str, metadata: dict[str, str]) -> Caller:
+        """Ask who calls, before anything is read: with the same keys, and in the same words, as over HTTP."""
+        keys = self._services.keys
+        if name in PUBLIC_METHODS or not keys.clients:
+            return Caller(metadata[_REQUEST_ID], None)
+        scheme, _, token = metadata.get("authorization", "").partition(" ")
+        presented = metadata.get(KEY_HEADER.lower()) or (token.strip() if scheme.lower() == "bearer" else None)
+        return Caller(metadata[_REQUEST_ID], keys.known(presented).name)

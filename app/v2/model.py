@@ -14,6 +14,8 @@ from app.core.errors import ImageError, TensorError, TooManyImagesError
 from app.core.spec import Manifest
 from app.inference.classifier import Answer, Picture, Upload
 from app.inference.engine import Engine, Serving
+from app.recording import Caller, record
+from app.services import Services
 from app.v2.messages import InferInput, InferOutput, InferRequest, InferResponse, WantedOutput
 from app.v2.tensors import TensorSpec, from_raw, from_values
 
@@ -62,24 +64,29 @@ def outputs_of(manifest: Manifest) -> dict[str, TensorSpec]:
     return _OUTPUTS
 
 
-async def infer(serving: Serving, request: InferRequest, *, max_images: int, timeout_s: float) -> InferResponse:
+async def infer(
+    services: Services, serving: Serving, caller: Caller, request: InferRequest, *, timeout_s: float
+) -> InferResponse:
     """Answer an inference request, through the same queue as every other picture.
 
     Args:
+        services: Of the running application.
         serving: The model.
+        caller: Who asks.
         request: Not yet checked against the model.
-        max_images: Most pictures of one request.
         timeout_s: Time for the answer.
 
     Raises:
         TensorError: Inputs or outputs are not the model's, or a picture can't be read.
-        TooManyImagesError: More than `max_images`.
+        TooManyImagesError: More than the settings accept.
         ServiceError: See `Classifier.answer`; also if the model failed on one of the pictures.
     """
     manifest = serving.model.manifest
     wanted = _wanted(request, outputs_of(manifest))
     # In a thread, for many plain values take long.
-    pictures = await asyncio.to_thread(read_pictures, request.inputs, manifest, max_images)
+    pictures = await asyncio.to_thread(
+        read_pictures, request.inputs, manifest, services.settings.max_images_per_request
+    )
     answers: list[Answer] = []
     for index, result in enumerate(await serving.classifier.answer(pictures, timeout_s)):
         if isinstance(result, ImageError):
@@ -87,6 +94,7 @@ async def infer(serving: Serving, request: InferRequest, *, max_images: int, tim
         if not isinstance(result, Answer):
             raise result
         answers.append(result)
+    await record(services, caller, manifest, pictures, [answer.prediction for answer in answers])
     arrays = _arrays(answers, manifest)
     return InferResponse(
         model_name=manifest.name,

@@ -1,6 +1,8 @@
 """The gRPC service in this process: each error's code, limits, cancellation, and its start and end."""
 
 import asyncio
+import hashlib
+import json
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -20,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from app.core.errors import ListenError
 from app.inference.engine import State
 from app.problems import KINDS
+from app.security.keys import new_key
 from app.v2.grpc_option import GrpcOption
 from app.v2.grpc_server import CODES
 from tests.models import NAME, SIZE_PX, VERSION, write_models
@@ -207,6 +210,56 @@ async def test_without_the_extra_the_start_says_what_to_install(
     monkeypatch.setitem(sys.modules, "app.v2.grpc_server", None)
     with pytest.raises(ListenError, match=r"pip install 'leukoscope\[grpc\]'"):
         await GrpcOption(services_of(service[0]), "1").start()
+
+
+async def test_keys_and_request_ids(models_dir: Path, tmp_path: Path) -> None:
+    secret, key = new_key("lab")
+    port = free_port()
+    audit = tmp_path / "audit.log"
+    settings = make_settings(models_dir, grpc_port=port, api_keys=key.setting, audit_log=audit)
+    async with running(settings) as (_, http):
+        client = grpc_client.InferenceServerClient(f"127.0.0.1:{port}")
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        for headers in ({}, {"x-api-key": "wrong"}, {"authorization": f"Basic {secret}"}):
+            for call in (client.infer(NAME, pictures(), headers=headers), client.is_model_ready(NAME, headers=headers)):
+                code, message = await refusal(call)
+                assert code == "UNAUTHENTICATED"
+                assert "X-API-Key" in message
+        for headers in ({"x-api-key": secret}, {"authorization": f"Bearer {secret}"}):
+            await client.infer(NAME, pictures(), headers=headers | {"x-request-id": "lab-42"})
+        await client.close()
+        path = f"/v2/models/{NAME}/infer"
+        body: Any = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, SIZE_PX, SIZE_PX, 3]}]}
+        body["inputs"][0]["data"] = [0] * SIZE_PX * SIZE_PX * 3
+        refused = await http.post(path, json=body)
+        assert refused.status_code == 401
+        assert refused.json().keys() == {"error"}
+        assert refused.headers["www-authenticate"]
+        answered = await http.post(path, json=body, headers={"x-api-key": secret, "x-request-id": "lab-43"})
+        assert answered.status_code == 200
+        assert (await http.get("/v2/health/ready")).status_code == 200
+        assert (await http.get(f"/v2/models/{NAME}")).status_code == 401
+    lines = [json.loads(line) for line in audit.read_text(encoding="utf-8").splitlines()]
+    recorded = [line for line in lines if line["event"] == "prediction"]
+    assert [line["request_id"] for line in recorded] == ["lab-42", "lab-42", "lab-43"]
+    assert {line["key"] for line in recorded} == {"lab"}
+    pixels = bytes(SIZE_PX * SIZE_PX * 3)
+    assert {line["image_sha256"] for line in recorded} == {hashlib.sha256(pixels).hexdigest()}
+
+
+async def test_the_request_id_comes_back(service: Service) -> None:
+    app, _, _ = service
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{services_of(app).settings.grpc_port}")
+    for sent, kept in (("lab-42", True), ("a b", False)):
+        call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(
+            b"", metadata=(("x-request-id", sent),)
+        )
+        await call
+        got = str((await call.initial_metadata())["x-request-id"])
+        assert (got == sent) is kept
+        assert kept or len(got) == 26
+    await channel.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
