@@ -1,4 +1,4 @@
-"""The command `leukoscope`: serve, and list the installed models."""
+"""The command `leukoscope`: serve, answer whole folders, and list the installed models."""
 
 import logging
 import signal
@@ -13,6 +13,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from app.core.errors import LeukoscopeError
+from app.folder import command
 from app.inference.registry import Registry
 from app.main import create_app
 from app.settings import Settings, describe, explain
@@ -125,6 +126,8 @@ def _fail_start(error: Exception) -> NoReturn:
 def _stopped(_signal: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(0)
 
+
+command.register(cli, _settings)
 
 if __name__ == "__main__":
     main()
