@@ -9,14 +9,13 @@ from typing import Final
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.responses import RedirectResponse
 
 from app.inference.engine import Engine
 from app.inference.registry import Registry
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers
-from app.routes import health, metrics, models, predict
+from app.routes import health, metrics, models, predict, web
 from app.services import Services
 from app.settings import Settings
 
@@ -59,9 +58,9 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
     app.add_middleware(RequestMiddleware, metrics=service_metrics)
     app.add_middleware(UnreadBodyMiddleware)
     install_handlers(app, service_metrics.count_rejected)
-    for router in (predict.router, models.router, health.router, metrics.router):
+    for router in (predict.router, models.router, health.router, metrics.router, web.router):
         app.include_router(router)
-    app.add_api_route("/", _to_docs, include_in_schema=False)
+    app.mount("/web", web.PageFiles(), name="web")
     return app
 
 
@@ -82,10 +81,6 @@ async def _start(engine: Engine, settings: Settings, on_start_failure: Callable[
         model.installed.ref,
         model.session.provider,
     )
-
-
-async def _to_docs() -> RedirectResponse:
-    return RedirectResponse("docs")
 
 
 def _version() -> str:

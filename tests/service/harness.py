@@ -117,8 +117,8 @@ def run_cli(*arguments: str, **settings: object) -> subprocess.CompletedProcess[
 class ServerProcess:
     """`leukoscope serve` as a process of its own, on a free port."""
 
-    def __init__(self, log: Path, **settings: object) -> None:
-        self.port = free_port()
+    def __init__(self, log: Path, *, server_port: int | None = None, **settings: object) -> None:
+        self.port = server_port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         with log.open("wb") as file:
