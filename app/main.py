@@ -11,7 +11,9 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.inference.engine import Engine
+from app.inference.loader import OpenSession
 from app.inference.registry import Registry
+from app.inference.session import OnnxSession
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers
@@ -26,7 +28,12 @@ _DESCRIPTION: Final = (
 )
 
 
-def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], None] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    on_start_failure: Callable[[Exception], None] | None = None,
+    open_session: OpenSession = OnnxSession.create,
+) -> FastAPI:
     """Make the application.
 
     The model is loaded in the background once the application has started, so that `/livez`
@@ -36,12 +43,13 @@ def create_app(settings: Settings, *, on_start_failure: Callable[[Exception], No
         settings: All of them.
         on_start_failure: Called if the model can't be served; without it the application stays up,
             not ready, and `/readyz` gives the reason.
+        open_session: Makes a session of a model's graph.
     """
     service_metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine(settings, service_metrics, Registry(settings.models_dir))
+        engine = Engine(settings, service_metrics, Registry(settings.models_dir), open_session=open_session)
         app.state.services = Services(settings, service_metrics, engine)
         starting = asyncio.create_task(_start(engine, settings, on_start_failure))
         try:

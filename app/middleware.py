@@ -39,7 +39,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, began_s=asyncio.get_running_loop().time())
         status = _CLIENT_GONE
 
         async def send_with_id(message: Message) -> None:

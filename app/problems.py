@@ -39,8 +39,8 @@ class Kind:
 
 
 KINDS: Final[Mapping[type[errors.LeukoscopeError], Kind]] = {
-    errors.UndecodableImageError: Kind("undecodable-image", "The picture can't be read", 422),
-    errors.ImageTooLargeError: Kind("image-too-large", "The picture has too many pixels", 413),
+    errors.UndecodableImageError: Kind(errors.UndecodableImageError.reason, "The picture can't be read", 422),
+    errors.ImageTooLargeError: Kind(errors.ImageTooLargeError.reason, "The picture has too many pixels", 413),
     errors.MalformedFormError: Kind("malformed-form", "The form can't be used", 400),
     errors.UnsupportedMediaTypeError: Kind("unsupported-media-type", "Neither a form nor a picture", 415),
     errors.BodyTooLargeError: Kind("body-too-large", "The request has too many bytes", 413),
@@ -48,11 +48,15 @@ KINDS: Final[Mapping[type[errors.LeukoscopeError], Kind]] = {
     errors.QueueFullError: Kind("queue-full", "The service is busy", 429),
     errors.DeadlineExceededError: Kind("deadline-exceeded", "No answer within the time limit", 504),
     errors.NotReadyError: Kind("not-ready", "The service is not ready", 503),
+    errors.SwitchInProgressError: Kind("switch-in-progress", "Another model is being loaded", 409),
     errors.InferenceError: Kind("inference-failed", "The model failed", 500),
-    errors.ManifestError: Kind("bad-manifest", "The model's manifest can't be used", 503),
-    errors.ModelIntegrityError: Kind("model-integrity", "The model's files are not as published", 503),
-    errors.GoldenMismatchError: Kind("golden-mismatch", "The model does not reproduce its golden output", 503),
-    errors.ProviderError: Kind("wrong-provider", "The model does not run where it should", 503),
+    errors.DeviceMemoryError: Kind("device-memory", "The device is out of memory", 500),
+    # What is wrong with a model is met by those who ask for it by name; what is served goes on.
+    errors.ModelNotFoundError: Kind("model-not-found", "No such model", 404),
+    errors.ManifestError: Kind("bad-manifest", "The model's manifest can't be used", 422),
+    errors.ModelIntegrityError: Kind("model-integrity", "The model's files are not as published", 422),
+    errors.GoldenMismatchError: Kind("golden-mismatch", "The model does not reproduce its golden output", 422),
+    errors.ProviderError: Kind("wrong-provider", "The model does not run where it should", 422),
 }
 NO_READABLE_IMAGE: Final = Kind("no-readable-image", "None of the pictures can be read", 422)
 _INTERNAL: Final = Kind("internal-error", "Internal error", 500)
@@ -69,8 +73,8 @@ class ProblemResponse(JSONResponse):
     media_type = "application/problem+json"
 
 
-def image_problem(error: errors.ImageError) -> ImageProblem:
-    """Describe what is wrong with one picture."""
+def image_problem(error: errors.LeukoscopeError) -> ImageProblem:
+    """Describe why one picture has no answer."""
     kind = KINDS[type(error)]
     return ImageProblem(type=kind.type, title=kind.title, status=kind.status, detail=str(error))
 

@@ -76,10 +76,11 @@ class Problem(_Answer):
     ] = None
 
 
-class Alive(_Answer):
-    """The process runs."""
+class Liveness(_Answer):
+    """Whether the process runs, or nothing but a restart helps."""
 
-    status: Literal["alive"] = "alive"
+    status: Literal["alive", "hung"]
+    reason: str | None
 
 
 class Provider(_Answer):
@@ -115,6 +116,7 @@ class ModelList(_Answer):
     """What is installed."""
 
     active: ModelName | None
+    resident: Annotated[list[ModelName], Field(description="All that answer now, by ?model=.")]
     models: list[InstalledModel]
 
 
@@ -122,3 +124,21 @@ class ActiveModel(InstalledModel):
     """What is served, and where it runs."""
 
     provider: Provider
+    precision: Annotated[str, Field(description="Of the arithmetic that runs, such as fp32.")]
+    max_batch: Annotated[int, Field(description="Most pictures in one run of the model.")]
+
+
+class ModelChoice(BaseModel):
+    """Which installed model is to be served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=100, examples=["efficientnet-b3"])]
+    version: Annotated[str, Field(min_length=1, max_length=100, examples=["1.0.0"])]
+
+
+class SwitchedModel(ActiveModel):
+    """What is served from now on."""
+
+    persisted: Annotated[bool, Field(description="Whether the next start will serve it too.")]
+    persist_problem: Annotated[str | None, Field(description="Why not.")]

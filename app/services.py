@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
+from starlette.applications import Starlette
 from starlette.requests import Request
 
 from app.inference.engine import Engine
@@ -20,11 +21,16 @@ class Services:
     engine: Engine
 
 
-def services_of(request: Request) -> Services:
-    """Return the services of the application that got this request."""
-    services = request.app.state.services
+def services_in(app: Starlette) -> Services:
+    """Return the services of an application that has started."""
+    services = app.state.services
     assert isinstance(services, Services)  # noqa: S101 - app.state is untyped; this narrows it
     return services
+
+
+def services_of(request: Request) -> Services:
+    """Return the services of the application that got this request."""
+    return services_in(request.app)
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]

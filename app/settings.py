@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX: Final = "LEUKOSCOPE_"
 MIB: Final = 1024 * 1024
@@ -16,6 +16,8 @@ MIB: Final = 1024 * 1024
 CLIENT_KEY_VARIABLE: Final = PREFIX + "API_KEY"
 
 Device = Literal["auto", "cpu", "cuda"]
+CudaEngine = Literal["cuda", "cuda-graph", "tensorrt"]
+Precision = Literal["model", "fp16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -28,16 +30,31 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=1, le=65535, description="TCP port to listen on.")] = 8000
     models_dir: Annotated[Path, Field(description="Folder with active.json and <name>/<version>/.")] = Path("models")
     device: Annotated[Device, Field(description="Where the model runs; auto takes a GPU if one is there.")] = "auto"
-    gpu_index: Annotated[int, Field(ge=0, le=63, description="Which GPU, if one is used.")] = 0
+    gpus: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=63)], ...],
+        NoDecode,
+        Field(min_length=1, description="Which GPUs, if any are used, as in 0,1: one worker for each."),
+    ] = (0,)
+    cuda_engine: Annotated[CudaEngine, Field(description="What runs the model on a GPU.")] = "cuda"
+    engine_cache_dir: Annotated[
+        Path | None, Field(description="Folder where TensorRT keeps what it has built, for the next start.")
+    ] = None
+    precision: Annotated[
+        Precision, Field(description="Which variant of the model runs; model is the one its card is about.")
+    ] = "model"
+    resident: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="More models to keep loaded, as in efficientnet-b3@0.1.1,other@1.0.0; asked by ?model=."),
+    ] = ()
     inference_threads: Annotated[
         int, Field(ge=0, le=256, description="CPU threads of the model; 0 = the CPUs this process may use.")
     ] = 0
     decode_threads: Annotated[
         int, Field(ge=0, le=256, description="Threads that decode pictures; 0 = the CPUs this process may use.")
     ] = 0
-    # Measured on two cores for batches of 1 to 16, 4 answers most pictures a second.
     max_batch: Annotated[
-        int, Field(ge=0, le=256, description="Most pictures in one batch; 0 = 4 on a CPU, 32 on a GPU.")
+        int, Field(ge=0, le=256, description="Most pictures in one batch; 0 = measured on a CPU, 32 on a GPU.")
     ] = 0
     max_wait_ms: Annotated[
         float, Field(ge=0, le=1000, description="How long a picture may wait for others to join its batch.")
@@ -45,9 +62,15 @@ class Settings(BaseSettings):
     queue_limit: Annotated[
         int, Field(ge=1, le=65536, description="Pictures admitted at once; more are answered 429.")
     ] = 1024
+    queue_limit_bytes: Annotated[
+        int, Field(ge=1024, le=1024 * 1024 * MIB, description="Bytes of uploads held at once; more are answered 429.")
+    ] = 1024 * MIB
     request_timeout_s: Annotated[
         float, Field(ge=0.1, le=3600, description="Time for an answer once the upload is read, then 504.")
     ] = 30
+    run_timeout_s: Annotated[
+        float, Field(ge=0.1, le=3600, description="Longest run of a batch; after it the service is no longer alive.")
+    ] = 60
     max_request_bytes: Annotated[
         int, Field(ge=1024, le=4096 * MIB, description="Largest request body; more is answered 413.")
     ] = 256 * MIB
@@ -61,7 +84,15 @@ class Settings(BaseSettings):
     drain_timeout_s: Annotated[
         int, Field(ge=1, le=600, description="How long accepted work may still run after a stop.")
     ] = 30
+    drain_delay_s: Annotated[
+        float, Field(ge=0, le=600, description="How long to answer on, not ready, after a stop was asked for.")
+    ] = 0
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log.")] = "info"
+
+    @field_validator("gpus", "resident", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -72,6 +103,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}MAX_IMAGES_PER_REQUEST ({self.max_images_per_request}) is above "
                 f"{PREFIX}QUEUE_LIMIT ({self.queue_limit}): such a request could never be admitted"
+            )
+        if self.max_request_bytes > self.queue_limit_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_REQUEST_BYTES ({self.max_request_bytes}) is above "
+                f"{PREFIX}QUEUE_LIMIT_BYTES ({self.queue_limit_bytes}): such a request could never be admitted"
             )
         return self
 
@@ -98,7 +134,7 @@ def explain(error: ValidationError) -> list[str]:
 def describe() -> list[tuple[str, str, str, str]]:
     """Return (variable, default, allowed values, meaning) for each setting, in order."""
     return [
-        (PREFIX + name.upper(), str(field.default), _allowed(field), field.description or "")
+        (PREFIX + name.upper(), _default(field), _allowed(field), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
 
@@ -110,10 +146,18 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(PREFIX + stem for stem in near)}?)" if near else ""
 
 
+def _default(field: FieldInfo) -> str:
+    if isinstance(field.default, tuple):
+        return ",".join(str(part) for part in field.default) or "none"
+    return "none" if field.default is None else str(field.default)
+
+
 def _allowed(field: FieldInfo) -> str:
     annotation: Any = field.annotation
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "separated by commas"
     low = next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), None)
     high = next((bound.le for bound in field.metadata if hasattr(bound, "le")), None)
     return "" if low is None else f"{low}..{high}"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.core.errors import LeukoscopeError
+from app.core.spec import write_active
 from training.data.index import INDEX_FILE, build_index
 from training.errors import TrainingError
 
@@ -113,7 +114,6 @@ def export_command(
     ] = False,
 ) -> None:
     """Write MODELS/<name>/<version> with graph, manifest, report and card."""
-    from training.export import activate as activate_model
     from training.export import export, next_version
     from training.run import Run
 
@@ -121,7 +121,7 @@ def export_command(
     folder = export(made, models, version or next_version(models / made.config().name))
     console.print(f"{folder}: exported")
     if activate:
-        activate_model(folder)
+        write_active(models, folder.parent.name, folder.name)
 
 
 def main() -> None:

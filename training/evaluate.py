@@ -12,12 +12,12 @@ from rich.progress import track
 from app.core.postprocess import softmax
 from app.core.spec import ReviewBand
 from training.calibrate import choose_review_band, fit_temperature
-from training.data.arrays import LABELS
 from training.data.datamodule import CellData
 from training.data.dataset import Data
+from training.data.labels import ALL, LABELS
 from training.data.splits import Rows
 from training.metrics import expected_calibration_error, figures, per_subject, subject_bootstrap
-from training.module import ALL, CellModule
+from training.module import CellModule
 from training.run import PREDICTIONS_FILE, REPORT_FILE, Run
 
 # Outside the review band, nine answers in ten should be right on validation subjects. More would

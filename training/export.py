@@ -6,33 +6,26 @@ import io
 import json
 import re
 import tempfile
-import warnings
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from onnxscript import optimizer
-from torch import Tensor, nn
 
 from app.core.imaging import decode, preprocess
 from app.core.postprocess import softmax
-from app.core.spec import ACTIVE_FILE, CARD_FILE, MANIFEST_FILE, MODEL_FILE, Golden, Manifest, Preprocessing, ReviewBand
+from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Golden, Manifest, Preprocessing, ReviewBand
 from app.core.spec import REPORT_FILE as MODEL_REPORT_FILE
 from training.card import model_card
 from training.config import DataConfig
-from training.data.arrays import LABELS
 from training.data.dataset import Data
 from training.data.drawn import draw_cell
+from training.data.labels import ALL, LABELS
 from training.errors import ParityError, RunError
+from training.graph import Served, round_to_half, write_onnx
 from training.metrics import figures
-from training.module import ALL, Normalise
 from training.parity import check_parity, onnx_logits
 from training.run import REPORT_FILE, Run
 
@@ -44,20 +37,6 @@ _GOLDEN_ATOL: Final = 5e-3
 _DATA_LICENCE: Final = (
     "C-NMC 2019: Gupta & Gupta 2019, The Cancer Imaging Archive, doi:10.7937/tcia.2019.dc64i46r, CC BY 3.0"
 )
-
-
-class Served(nn.Module):
-    """A network with the service's interface: pictures in, the scaling inside."""
-
-    def __init__(self, network: nn.Module, spec: Preprocessing) -> None:
-        super().__init__()
-        self.network = network
-        self.normalise = Normalise(spec)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return logits, shape ``(batch, 2)``, of pictures ``(batch, size, size, 3)``, uint8."""
-        logits: Tensor = self.network(self.normalise(image.permute(0, 3, 1, 2)))
-        return logits
 
 
 def export(run: Run, models: Path, version: str) -> Path:
@@ -114,84 +93,6 @@ def next_version(folder: Path) -> str:
         return "1.0.0"
     major, minor = max(numbers)
     return f"{major}.{minor + 1}.0"
-
-
-def activate(folder: Path) -> None:
-    """Name a model folder in ``active.json`` beside it."""
-    file = folder.parents[1] / ACTIVE_FILE
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({"name": folder.parent.name, "version": folder.name}, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
-
-
-def round_to_half(network: nn.Module) -> nn.Module:
-    """Round every weight and statistic to the nearest float16, kept as float32; in place."""
-    with torch.no_grad():
-        for tensor in (*network.parameters(), *network.buffers()):
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half().float())
-    return network
-
-
-def write_onnx(served: nn.Module, size_px: int, file: Path) -> None:
-    """Export to ONNX with a dynamic batch axis and float16-stored weights."""
-    example = torch.zeros((2, size_px, size_px, 3), dtype=torch.uint8)
-    with warnings.catch_warnings():
-        # The exporter warns of its own dependencies' deprecations.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            served,
-            (example,),
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-    if program is None:
-        raise RunError("the exporter gave no program")
-    model = tidy(program.model)
-    store_half(model)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, file)
-
-
-def tidy(graph: ir.Model) -> onnx.ModelProto:
-    """Fold what is constant, and drop what the exporter noted of its own sources and paths.
-
-    Batch norms stay: folded into convolutions by the exporter's own optimiser, the weights would
-    no longer be the float16 numbers that they were rounded to. ONNX Runtime folds them at load.
-    """
-    optimizer.fold_constants(graph)
-    optimizer.remove_unused_nodes(graph)
-    ClearMetadataAndDocStringPass()(graph)
-    model: onnx.ModelProto = ir.serde.serialize_model(graph)
-    del model.graph.value_info[:]
-    return model
-
-
-def store_half(model: onnx.ModelProto) -> None:
-    """Store each float32 initializer as float16 with a cast behind it, in place.
-
-    ONNX Runtime folds the casts away when it loads the graph. A value that float16 can't hold
-    exactly stays as it is.
-    """
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT:
-            continue
-        values = onnx.numpy_helper.to_array(tensor)
-        half = values.astype(np.float16)
-        if values.size < 2 or not np.array_equal(half.astype(np.float32), values):
-            continue
-        name = tensor.name
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(
-            onnx.helper.make_node("Cast", [tensor.name], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT)
-        )
-    for cast in reversed(casts):
-        model.graph.node.insert(0, cast)
 
 
 def _parity_cells(data: Data) -> NDArray[np.uint8]:

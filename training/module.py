@@ -1,7 +1,7 @@
 """The LightningModule: one network, its loss, its optimiser and its validation figures."""
 
 import math
-from typing import Any, Final
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,13 +12,11 @@ from torchmetrics.classification import BinaryAUROC, MulticlassF1Score
 
 from app.core.spec import Preprocessing
 from training.config import RunConfig
-from training.data.arrays import LABELS
 from training.data.augment import Augment
 from training.data.datamodule import Batch
+from training.data.labels import ALL, LABELS
 from training.errors import RunError
 from training.zoo import Classifier
-
-ALL: Final = LABELS.index("ALL")
 
 
 class Normalise(nn.Module):

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import nn
 
+from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME
 from training.errors import ParityError
+from training.zoo.classifier import Explained
 
 RELATIVE_TOLERANCE: Final = 1e-4
+_NAMES: Final = (LOGITS_NAME, FEATURES_NAME, EVIDENCE_NAME)
 _BATCH: Final = 16
 
 
@@ -26,21 +29,31 @@ class Parity:
         largest_relative_difference: Of a logit, relative to the largest logit of its picture, or to
             1 where that is smaller: near zero, rounding alone would be a large share.
         labels_differing: Pictures whose winning class differs.
+        feature_difference: Of a feature, relative to the largest of its picture; the median over the
+            pictures, since a unit on the edge of its ReLU may stand on either side of it.
+        evidence_difference: Of a place's evidence, likewise.
     """
 
     cells: int
     largest_relative_difference: float
     labels_differing: int
+    feature_difference: float
+    evidence_difference: float
+
+
+def onnx_outputs(model: Path, images: NDArray[np.uint8]) -> Explained[NDArray[np.float32]]:
+    """Run an exported graph on the CPU, on pictures ``(batch, size, size, 3)``."""
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    parts = [
+        session.run(_NAMES, {INPUT_NAME: images[start : start + _BATCH]})
+        for start in track(range(0, len(images), _BATCH), "Running the graph")
+    ]
+    return Explained(*(np.concatenate(output) for output in zip(*parts, strict=True)))
 
 
 def onnx_logits(model: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Run an exported graph on the CPU; pictures ``(batch, size, size, 3)`` to logits ``(batch, 2)``."""
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    parts = [
-        session.run(["logits"], {"image": images[start : start + _BATCH]})[0]
-        for start in track(range(0, len(images), _BATCH), "Running the graph")
-    ]
-    return np.concatenate(parts)
+    return onnx_outputs(model, images).logits
 
 
 def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8]) -> Parity:
@@ -58,16 +71,25 @@ def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8]) -> 
         ParityError: A relative difference over 1e-4, or another label for any picture.
     """
     with torch.inference_mode():
-        expected = np.concatenate(
-            [network(torch.from_numpy(images[i : i + _BATCH])).numpy() for i in range(0, len(images), _BATCH)]
-        )
-    actual = onnx_logits(model, images)
-    scale = np.abs(expected).max(axis=1, keepdims=True).clip(min=1.0)
+        parts = [network(torch.from_numpy(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
+    expected = Explained(*(torch.cat(output).numpy() for output in zip(*parts, strict=True)))
+    actual = onnx_outputs(model, images)
     parity = Parity(
         cells=len(images),
-        largest_relative_difference=float((np.abs(actual - expected) / scale).max()),
-        labels_differing=int((actual.argmax(axis=1) != expected.argmax(axis=1)).sum()),
+        largest_relative_difference=float(_differences(actual.logits, expected.logits, least_scale=1.0).max()),
+        labels_differing=int((actual.logits.argmax(axis=1) != expected.logits.argmax(axis=1)).sum()),
+        feature_difference=float(np.median(_differences(actual.features, expected.features))),
+        evidence_difference=float(np.median(_differences(actual.evidence, expected.evidence))),
     )
-    if not parity.largest_relative_difference <= RELATIVE_TOLERANCE or parity.labels_differing:
+    largest = max(parity.largest_relative_difference, parity.feature_difference, parity.evidence_difference)
+    if not largest <= RELATIVE_TOLERANCE or parity.labels_differing:
         raise ParityError(f"the exported graph differs from the network: {parity}")
     return parity
+
+
+def _differences(
+    actual: NDArray[np.float32], expected: NDArray[np.float32], least_scale: float = 1e-6
+) -> NDArray[np.float32]:
+    """Each picture's largest difference, relative to its largest value or to `least_scale`."""
+    actual, expected = (values.reshape(len(values), -1) for values in (actual, expected))
+    return np.asarray(np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1).clip(min=least_scale))

@@ -13,13 +13,18 @@ LeukoscopeError
 │   ├── QueueFullError
 │   ├── DeadlineExceededError
 │   ├── NotReadyError
-│   └── InferenceError
+│   ├── SwitchInProgressError
+│   ├── InferenceError
+│   └── DeviceMemoryError
 └── ModelError                  what is installed under models/ is wrong
+    ├── ModelNotFoundError
     ├── ManifestError
     ├── ModelIntegrityError
     ├── GoldenMismatchError
     └── ProviderError
 """
+
+from typing import ClassVar
 
 
 class LeukoscopeError(Exception):
@@ -31,15 +36,25 @@ class InputError(LeukoscopeError):
 
 
 class ImageError(InputError):
-    """One picture can't be used."""
+    """One picture can't be used.
+
+    Attributes:
+        reason: The same for every occurrence, for metrics.
+    """
+
+    reason: ClassVar[str]
 
 
 class UndecodableImageError(ImageError):
     """The bytes are no picture of an accepted format, or a damaged one."""
 
+    reason = "undecodable-image"
+
 
 class ImageTooLargeError(ImageError):
     """The picture has more pixels than the service accepts."""
+
+    reason = "image-too-large"
 
 
 class MalformedFormError(InputError):
@@ -63,7 +78,7 @@ class ServiceError(LeukoscopeError):
 
 
 class QueueFullError(ServiceError):
-    """As many pictures are waiting as the service admits.
+    """As many pictures, or bytes, are waiting as the service admits.
 
     Attributes:
         retry_after_s: When room is likely, in seconds.
@@ -82,12 +97,24 @@ class NotReadyError(ServiceError):
     """The service is starting, draining, or has no working model."""
 
 
+class SwitchInProgressError(ServiceError):
+    """Another change of the served model is under way."""
+
+
 class InferenceError(ServiceError):
     """The model failed on a batch, or gave numbers that are no answer."""
 
 
+class DeviceMemoryError(ServiceError):
+    """The device has no memory for a batch of this size; a smaller one may fit."""
+
+
 class ModelError(LeukoscopeError):
     """A model folder can't be served."""
+
+
+class ModelNotFoundError(ModelError):
+    """No model of this name and version is installed, or it is not one that answers now."""
 
 
 class ManifestError(ModelError):

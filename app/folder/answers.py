@@ -95,7 +95,9 @@ class InProcess:
             results = await serving.classifier.classify(uploads, _NO_HURRY_S)
         except LeukoscopeError as error:
             raise StoppedError(f"the model failed: {error}") from error
+        if not any(isinstance(result, Prediction | ImageError) for result in results):
+            raise StoppedError(f"the model failed: {results[0]}")
         return Answer(
             serving.model.installed.ref,
-            [str(result) if isinstance(result, ImageError) else result for result in results],
+            [result if isinstance(result, Prediction) else str(result) for result in results],
         )

@@ -16,6 +16,7 @@ from app.core.errors import (
     TooManyImagesError,
     UnsupportedMediaTypeError,
 )
+from app.inference.budget import Hold
 from app.inference.classifier import Upload
 from app.settings import Settings
 
@@ -35,12 +36,13 @@ _EXPECTED_PARTS: Final = "expected one or more file parts named 'file' or 'files
 _MAX_TEXT_FIELDS: Final = 100
 
 
-async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
+async def read_uploads(request: Request, settings: Settings, held: Hold) -> list[Upload]:
     """Read the pictures of a request.
 
     Args:
         request: Its body is read as it streams in, to memory only.
         settings: Bounds on bytes and pictures.
+        held: Where the bytes are counted, as they come.
 
     Returns:
         At least one upload, in the order of the form. Nothing is decoded yet.
@@ -50,6 +52,7 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
         MalformedFormError: The form can't be parsed, or has no file part of the right name.
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
         TooManyImagesError: More than `settings.max_images_per_request`.
+        QueueFullError: All requests together hold too many bytes.
         DeadlineExceededError: The client stopped sending for `settings.request_timeout_s`.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -58,7 +61,7 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
         raise UnsupportedMediaTypeError(
             f"The content type is {came}; expected {FORM_TYPE}, or one picture as {', '.join(RAW_TYPES)}."
         )
-    async with aclosing(_bounded(request, settings)) as stream:
+    async with aclosing(_bounded(request, settings, held)) as stream:
         if media_type == FORM_TYPE:
             return await _read_form(request.headers, stream, settings)
         data = bytearray()
@@ -67,13 +70,15 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
     return [Upload(None, bytes(data))]
 
 
-async def _bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+async def _bounded(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
     """Yield the body's chunks; stop at the first byte too many, or when the client falls silent."""
     limit = settings.max_request_bytes
     too_large = f"The request has more than {limit:,} bytes."
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise BodyTooLargeError(too_large)
+    if announced.isdecimal():
+        if int(announced) > limit:
+            raise BodyTooLargeError(too_large)
+        held.check(int(announced))
     received = 0
     async with aclosing(request.stream()) as chunks:
         while True:
@@ -89,6 +94,7 @@ async def _bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes
             received += len(chunk)
             if received > limit:
                 raise BodyTooLargeError(too_large)
+            held.add(len(chunk))
             yield chunk
 
 
@@ -101,9 +107,16 @@ async def _read_form(headers: Headers, stream: AsyncGenerator[bytes, None], sett
         parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not parts:
             raise MalformedFormError(_no_files([name for name, _ in form.multi_items()]))
-        return [Upload(part.filename or None, await part.read()) for part in parts]
+        return [Upload(part.filename or None, await _take(part)) for part in parts]
     finally:
         await form.close()
+
+
+async def _take(part: UploadFile) -> bytes:
+    """Read a part and let its buffer go, so that no more than one part is there twice."""
+    data = await part.read()
+    await part.close()
+    return data
 
 
 def _no_files(text_fields: list[str]) -> str:

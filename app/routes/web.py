@@ -7,11 +7,11 @@ from typing import Final
 
 from fastapi import APIRouter
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app.core.errors import ModelIntegrityError
 from app.core.spec import CARD_FILE
 from app.problems import openapi_problems
 from app.services import ServicesDep
@@ -46,7 +46,7 @@ async def page() -> FileResponse:
     tags=["models"],
     summary="The card of the model that is served",
     response_class=PlainTextResponse,
-    responses=openapi_problems(503),
+    responses=openapi_problems(404, 503),
 )
 async def card(services: ServicesDep) -> PlainTextResponse:
     """Answer with MODEL_CARD.md, Markdown as plain text: how it was measured, and its limits."""
@@ -55,7 +55,7 @@ async def card(services: ServicesDep) -> PlainTextResponse:
     try:
         return PlainTextResponse(await asyncio.to_thread(path.read_text, encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelIntegrityError(f"The card of {ref} can't be read.") from error
+        raise HTTPException(404, f"The card of {ref} can't be read.") from error
 
 
 class PageFiles(StaticFiles):

@@ -20,9 +20,15 @@ import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
+from app.core.spec import Manifest
+from app.inference.loader import Errand, LoadedModel, Loader, OpenSession
+from app.inference.providers import Placement
+from app.inference.registry import Installed, ModelRef, Registry
+from app.inference.session import OnnxSession, Outputs, Session
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
+from tests.models import NAME, VERSION
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BAD, NOT_FINITE, SHORT = 255, 254, 253
@@ -42,7 +48,7 @@ class FakeSession:
         self.gate = threading.Event()
         self.gate.set()
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         values = images[:, 0, 0, 0]
         self.batches.append(values.tolist())
         self.begun.release()
@@ -52,7 +58,7 @@ class FakeSession:
             raise RuntimeError("secret internals")
         logits = np.stack([values.astype(np.float32), np.zeros(len(values), np.float32)], axis=1)
         logits[values == NOT_FINITE] = np.nan
-        return logits[1:] if SHORT in values else logits
+        return Outputs(logits[1:] if SHORT in values else logits)
 
     async def has_begun(self) -> None:
         """Wait until one more batch is in the model."""
@@ -67,6 +73,32 @@ def services_of(app: FastAPI) -> Services:
     services = app.state.services
     assert isinstance(services, Services)
     return services
+
+
+def loader_of(models_dir: Path, *placements: Placement, open_session: OpenSession = OnnxSession.create) -> Loader:
+    return Loader(Registry(models_dir), placements or [Placement(device="cpu", max_batch=2)], open_session)
+
+
+def run_here(_worker: int, errand: Errand) -> None:
+    """Do what a worker would, in this thread."""
+    errand()
+
+
+def load(
+    models_dir: Path,
+    *placements: Placement,
+    ref: ModelRef | None = None,
+    open_session: OpenSession = OnnxSession.create,
+) -> LoadedModel:
+    """Load a model as the service does, without a worker."""
+    loader = loader_of(models_dir, *placements, open_session=open_session)
+    return loader.load(ref or ModelRef(NAME, VERSION), run_here)
+
+
+def loaded(session: Session, manifest: Manifest) -> LoadedModel:
+    """Give a session the look of a loaded model."""
+    installed = Installed(ModelRef(manifest.name, manifest.version), manifest, {}, None)
+    return LoadedModel(installed, manifest, (session,), manifest.precision)
 
 
 @asynccontextmanager

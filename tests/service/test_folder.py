@@ -146,7 +146,7 @@ def test_answers_of_two_models_are_not_mixed(models_dir: Path, cells: Path, tmp_
     other = write_models(tmp_path / "models", version="2.0.0")
     result = predict(other, *more, "--out", out)
     assert result.returncode == 2
-    assert f"rows by {NAME} {VERSION}, but {NAME} 2.0.0 answers now" in result.stderr
+    assert f"rows by {NAME}@{VERSION}, but {NAME}@2.0.0 answers now" in result.stderr
     assert predict(other, *more, "--out", out, "--fresh").returncode == 0
     assert {row["version"] for row in read_csv(out)} == {"2.0.0"}
 

@@ -21,10 +21,11 @@ from training.data.arrays import load_inputs
 from training.distil import distil, unexplained_variance
 from training.errors import ConfigError, DataError, ParityError, RunError
 from training.evaluate import evaluate
-from training.export import Served, export, lineage, next_version, round_to_half
+from training.export import export, lineage, next_version
 from training.fit import fit
+from training.graph import Served, round_to_half
 from training.module import CellModule
-from training.parity import check_parity, onnx_logits
+from training.parity import check_parity, onnx_outputs
 from training.run import Run
 from training.zoo import create
 
@@ -195,12 +196,14 @@ def test_the_exported_graph_stores_half_and_computes_what_the_network_does(expor
     served = Served(round_to_half(fitted.load_network()), fitted.config().input.spec()).eval()
     images = np.random.default_rng(0).integers(0, 256, size=(5, 40, 40, 3), dtype=np.uint8)
     assert check_parity(served, exported / MODEL_FILE, images).cells == 5
+    outputs = [(node.name, len(node.type.tensor_type.shape.dim)) for node in graph.graph.output]
+    assert outputs == [("logits", 2), ("features", 2), ("evidence", 3)]
 
 
 def test_parity_notices_a_wrong_graph(exported: Path, fitted: Run) -> None:
     served = Served(round_to_half(fitted.load_network()), fitted.config().input.spec()).eval()
     with torch.no_grad():
-        served.network.head.logits.bias.add_(torch.tensor([0.01, 0.0]))  # type: ignore[union-attr, operator]
+        served.network.head.logits.bias.add_(torch.tensor([0.01, 0.0]))
     images = np.zeros((2, 40, 40, 3), dtype=np.uint8)
     with pytest.raises(ParityError, match="differs"):
         check_parity(served, exported / MODEL_FILE, images)
@@ -208,9 +211,10 @@ def test_parity_notices_a_wrong_graph(exported: Path, fitted: Run) -> None:
 
 def test_an_answer_does_not_depend_on_its_batch(exported: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, size=(7, 40, 40, 3), dtype=np.uint8)
-    together = onnx_logits(exported / MODEL_FILE, images)
-    alone = np.concatenate([onnx_logits(exported / MODEL_FILE, image[None]) for image in images])
-    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+    together = onnx_outputs(exported / MODEL_FILE, images)
+    alone = [onnx_outputs(exported / MODEL_FILE, image[None]) for image in images]
+    for values, single in zip(together, zip(*alone, strict=True), strict=True):
+        np.testing.assert_allclose(values, np.concatenate(single), rtol=1e-5, atol=1e-6)
 
 
 def test_the_graph_was_judged_on_the_whole_test_part(exported: Path) -> None:

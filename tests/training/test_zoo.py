@@ -9,9 +9,10 @@ from torch import nn
 
 from training.zoo import create, names
 from training.zoo.activations import Relu6ToSilu, set_activation_progress
-from training.zoo.classifier import DensePenaltyHead, parameter_count
+from training.zoo.classifier import parameter_count
 from training.zoo.efficientnet import stage_features
 from training.zoo.grow import ChannelMap, grow_efficientnet
+from training.zoo.heads import DensePenaltyHead, pull_back
 
 
 @pytest.mark.parametrize("name", names())
@@ -37,6 +38,30 @@ def test_the_penalty_does_not_change_the_logits(name: str) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(network.forward_with_penalty(images)[0], network(images))
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_evidence_is_grad_cam_of_the_margin(name: str) -> None:
+    torch.manual_seed(0)
+    network: Any = create(name).double().eval()
+    for norm in (module for module in network.head.modules() if isinstance(module, nn.BatchNorm1d)):
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+        nn.init.uniform_(norm.weight, -1.5, 1.5)
+    images = torch.randn(3, 3, 96, 96, dtype=torch.float64)
+    explained = network.explain(images)
+    torch.testing.assert_close(explained.logits, network(images))
+    torch.testing.assert_close(network.head.logits(explained.features), explained.logits)
+    features = network.backbone(images).detach().requires_grad_()
+    logits = network.head(features)
+    (gradient,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), features)
+    expected = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1)
+    torch.testing.assert_close(explained.evidence, expected)
+    assert explained.evidence.abs().max() > 0
+
+
+def test_a_layer_without_a_written_out_gradient_is_refused() -> None:
+    with pytest.raises(TypeError, match="Sigmoid"):
+        pull_back(nn.Sigmoid(), torch.zeros(1, 2), torch.zeros(1, 2))
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -193,7 +193,7 @@ def test_what_is_answered_survives_the_service_and_a_reload(
 def test_stop_and_go_on(open_page: Open, cell_files: list[Path]) -> None:
     page = open_page(expect_faults=True)
     held: list[Any] = []
-    page.route("**/predict", lambda route: held.append(route))
+    page.route("**/predict", lambda route: held.append(route))  # noqa: PLW0108 - playwright takes no built-in
     add(page, cell_files)
     expect(page.locator("#stop")).to_be_visible()
     page.click("#stop")

@@ -16,9 +16,8 @@ from rich.progress import track
 from app.core.errors import ImageError
 from app.core.imaging import decode, preprocess
 from app.core.spec import Preprocessing
+from training.data.labels import LABELS
 from training.errors import DataError
-
-LABELS = ("ALL", "HEM")
 
 
 def load_inputs(cells: pl.DataFrame, root: Path, spec: Preprocessing, cache: Path) -> NDArray[np.uint8]:

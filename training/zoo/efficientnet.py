@@ -6,7 +6,8 @@ import timm
 from torch import Tensor
 
 from training.zoo.activations import Relu6ToSilu
-from training.zoo.classifier import Classifier, DensePenaltyHead
+from training.zoo.classifier import Classifier
+from training.zoo.heads import DensePenaltyHead
 
 
 def efficientnet_b3(*, drop_path: float = 0.0, dropout: float = 0.45) -> Classifier:

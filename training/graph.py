@@ -1,0 +1,100 @@
+"""The graph that is served: a network with its scaling, written to ONNX with float16-stored weights."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, Preprocessing
+from training.errors import RunError
+from training.module import Normalise
+from training.zoo.classifier import Classifier, Explained
+
+
+class Served(nn.Module):
+    """A network with the service's interface: pictures in, the scaling inside."""
+
+    def __init__(self, network: Classifier, spec: Preprocessing) -> None:
+        super().__init__()
+        self.network = network
+        self.normalise = Normalise(spec)
+
+    def forward(self, image: Tensor) -> Explained[Tensor]:
+        """Return logits, features and evidence of pictures ``(batch, size, size, 3)``, uint8."""
+        return self.network.explain(self.normalise(image.permute(0, 3, 1, 2)))
+
+
+def round_to_half(network: Classifier) -> Classifier:
+    """Round every weight and statistic to the nearest float16, kept as float32; in place."""
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half().float())
+    return network
+
+
+def write_onnx(served: nn.Module, size_px: int, file: Path) -> None:
+    """Export to ONNX with a dynamic batch axis and float16-stored weights."""
+    example = torch.zeros((2, size_px, size_px, 3), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        # The exporter warns of its own dependencies' deprecations.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            served,
+            (example,),
+            input_names=[INPUT_NAME],
+            output_names=[LOGITS_NAME, FEATURES_NAME, EVIDENCE_NAME],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RunError("the exporter gave no program")
+    model = tidy(program.model)
+    store_half(model)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, file)
+
+
+def tidy(graph: ir.Model) -> onnx.ModelProto:
+    """Fold what is constant, and drop what the exporter noted of its own sources and paths.
+
+    Batch norms stay: folded into convolutions by the exporter's own optimiser, the weights would
+    no longer be the float16 numbers that they were rounded to. ONNX Runtime folds them at load.
+    """
+    optimizer.fold_constants(graph)
+    optimizer.remove_unused_nodes(graph)
+    ClearMetadataAndDocStringPass()(graph)
+    model: onnx.ModelProto = ir.serde.serialize_model(graph)
+    del model.graph.value_info[:]
+    return model
+
+
+def store_half(model: onnx.ModelProto) -> None:
+    """Store each float32 initializer as float16 with a cast behind it, in place.
+
+    ONNX Runtime folds the casts away when it loads the graph. A value that float16 can't hold
+    exactly stays as it is.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        half = values.astype(np.float16)
+        if values.size < 2 or not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(
+            onnx.helper.make_node("Cast", [tensor.name], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT)
+        )
+    for cast in reversed(casts):
+        model.graph.node.insert(0, cast)
