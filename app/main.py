@@ -17,7 +17,7 @@ from app.inference.session import OnnxSession
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers
-from app.routes import health, metrics, models, predict, web
+from app.routes import explain, health, metrics, models, predict, web
 from app.services import Services
 from app.settings import Settings
 
@@ -66,7 +66,7 @@ def create_app(
     app.add_middleware(RequestMiddleware, metrics=service_metrics)
     app.add_middleware(UnreadBodyMiddleware)
     install_handlers(app, service_metrics.count_rejected)
-    for router in (predict.router, models.router, health.router, metrics.router, web.router):
+    for router in (predict.router, explain.router, models.router, health.router, metrics.router, web.router):
         app.include_router(router)
     app.mount("/web", web.PageFiles(), name="web")
     return app

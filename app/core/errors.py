@@ -18,6 +18,7 @@ LeukoscopeError
 │   └── DeviceMemoryError
 └── ModelError                  what is installed under models/ is wrong
     ├── ModelNotFoundError
+    ├── NoExplanationError
     ├── ManifestError
     ├── ModelIntegrityError
     ├── GoldenMismatchError
@@ -115,6 +116,10 @@ class ModelError(LeukoscopeError):
 
 class ModelNotFoundError(ModelError):
     """No model of this name and version is installed, or it is not one that answers now."""
+
+
+class NoExplanationError(ModelError):
+    """The model answers, but gives no evidence map to explain it with."""
 
 
 class ManifestError(ModelError):

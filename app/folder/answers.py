@@ -1,31 +1,42 @@
 """Who answers pictures: the protocol, and the classifier in this process."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from app.core.errors import ImageError, LeukoscopeError
+from app.core.errors import ImageError, LeukoscopeError, NoExplanationError
 from app.core.postprocess import Prediction
-from app.folder.errors import StoppedError
-from app.inference.classifier import Upload
-from app.inference.engine import Engine
+from app.folder.errors import StoppedError, UsageError
+from app.inference.classifier import Answer as ModelAnswer
+from app.inference.classifier import PictureError, Upload
+from app.inference.engine import Engine, Serving
+from app.inference.explain import Style, draw_png, evidence_of
 from app.inference.registry import ModelRef, Registry
 from app.metrics import Metrics
 from app.settings import Settings
 
 # Three batches on their way: one is read, one decoded, one in the model.
 IN_FLIGHT: Final = 3
+HEAT_MAP_STYLE: Final = Style.SIDE_BY_SIDE
 _CHUNK: Final = 32
 _NO_HURRY_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of some pictures, in their order: a prediction, or what is wrong with the picture."""
+    """What came of some pictures, in their order.
+
+    Attributes:
+        model: What answered.
+        results: A prediction, or what is wrong with the picture.
+        heat_maps: A PNG for each prediction, None for the rest; empty if none were asked for.
+    """
 
     model: ModelRef
     results: Sequence[Prediction | str]
+    heat_maps: Sequence[bytes | None] = ()
 
 
 class Answerer(Protocol):
@@ -52,18 +63,20 @@ class Answerer(Protocol):
         """Let everything go."""
 
     async def answer(self, pictures: Sequence[bytes]) -> Answer:
-        """Answer some pictures.
+        """Answer some pictures, with heat-maps if it was made for them.
 
         Raises:
             StoppedError: The model or the service failed; nothing is wrong with the pictures.
+            UsageError: Heat-maps are wanted, and the model gives none.
         """
 
 
 class InProcess:
     """The service's own engine and classifier, without HTTP."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, heat_maps: bool = False) -> None:
         self._settings = settings
+        self._heat_maps = heat_maps
         self._engine = Engine(settings, Metrics(), Registry(settings.models_dir))
         self.chunk = max(1, min(_CHUNK, settings.queue_limit // IN_FLIGHT))
 
@@ -92,12 +105,25 @@ class InProcess:
         serving = self._engine.serving()
         uploads = [Upload(None, data) for data in pictures]
         try:
-            results = await serving.classifier.classify(uploads, _NO_HURRY_S)
+            answers = await serving.classifier.answer(uploads, _NO_HURRY_S)
+            heat_maps = await asyncio.to_thread(self._draw, serving, pictures, answers) if self._heat_maps else ()
+        except NoExplanationError as error:
+            raise UsageError(f"--explain: {error}") from error
         except LeukoscopeError as error:
             raise StoppedError(f"the model failed: {error}") from error
-        if not any(isinstance(result, Prediction | ImageError) for result in results):
-            raise StoppedError(f"the model failed: {results[0]}")
-        return Answer(
-            serving.model.installed.ref,
-            [result if isinstance(result, Prediction) else str(result) for result in results],
-        )
+        if not any(isinstance(answer, ModelAnswer | ImageError) for answer in answers):
+            raise StoppedError(f"the model failed: {answers[0]}")
+        results = [answer.prediction if isinstance(answer, ModelAnswer) else str(answer) for answer in answers]
+        return Answer(serving.model.installed.ref, results, heat_maps)
+
+    def _draw(
+        self, serving: Serving, pictures: Sequence[bytes], answers: Sequence[ModelAnswer | PictureError]
+    ) -> list[bytes | None]:
+        model, spec = str(serving.model.installed.ref), serving.model.manifest.preprocessing
+        most = self._settings.max_image_pixels
+        return [
+            draw_png(data, evidence_of(answer, model), spec, HEAT_MAP_STYLE, max_pixels=most)
+            if isinstance(answer, ModelAnswer)
+            else None
+            for data, answer in zip(pictures, answers, strict=True)
+        ]

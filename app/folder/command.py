@@ -14,6 +14,7 @@ from rich.console import Console
 from app.folder.answers import Answerer, InProcess
 from app.folder.display import progress, show_summary
 from app.folder.errors import StoppedError, UsageError
+from app.folder.heatmaps import HeatMaps
 from app.folder.remote import Service
 from app.folder.rows import Row
 from app.folder.runner import Runner, check_same_model, take_up
@@ -46,6 +47,21 @@ Exit codes:
   130  stopped by Ctrl-C; the same command goes on
 """
 
+_Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="What to answer.")]
+_Out = Annotated[Path | None, typer.Option(help="FILE.csv, .jsonl or .parquet; without it, CSV on standard output.")]
+_Server = Annotated[str | None, typer.Option(help="Ask this service, such as http://127.0.0.1:8000.")]
+_KeyFile = Annotated[Path | None, typer.Option(help=f"File with the service's key; or set {CLIENT_KEY_VARIABLE}.")]
+_Explain = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Write each new picture's heat-map into this folder.")
+]
+_Pattern = Annotated[
+    str | None, typer.Option(help="Regular expression with (?P<subject>...) for file names; C-NMC's names are known.")
+]
+_Folder = Annotated[bool, typer.Option("--subject-folder", help="The folder is the subject.")]
+_Retry = Annotated[bool, typer.Option("--retry-failed", help="Try rows with an error again.")]
+_Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; rows that are there are lost.")]
+_Patience = Annotated[float, typer.Option(min=0, help="Seconds to wait for a service that is busy or gone.")]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -55,6 +71,7 @@ class Options:
     out: Path | None
     server: str | None
     api_key_file: Path | None
+    explain: Path | None
     subject_of: SubjectRule
     retry_failed: bool
     fresh: bool
@@ -71,24 +88,16 @@ def register(cli: typer.Typer, load_settings: Callable[[], Settings]) -> None:
 
     @cli.command(name="predict", help=_HELP)
     def predict(  # noqa: PLR0913, PLR0917 - each is an option of the command
-        paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="What to answer.")],
-        out: Annotated[
-            Path | None, typer.Option(help="FILE.csv, .jsonl or .parquet; without it, CSV on standard output.")
-        ] = None,
-        server: Annotated[str | None, typer.Option(help="Ask this service, such as http://127.0.0.1:8000.")] = None,
-        api_key_file: Annotated[
-            Path | None, typer.Option(help=f"File with the service's key; or set {CLIENT_KEY_VARIABLE}.")
-        ] = None,
-        subject_pattern: Annotated[
-            str | None,
-            typer.Option(help="Regular expression with (?P<subject>...) for file names; C-NMC's names are known."),
-        ] = None,
-        subject_folder: Annotated[bool, typer.Option("--subject-folder", help="The folder is the subject.")] = False,
-        retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows with an error again.")] = False,
-        fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; rows that are there are lost.")] = False,
-        patience: Annotated[
-            float, typer.Option(min=0, help="Seconds to wait for a service that is busy or gone.")
-        ] = 300,
+        paths: _Paths,
+        out: _Out = None,
+        server: _Server = None,
+        api_key_file: _KeyFile = None,
+        explain: _Explain = None,
+        subject_pattern: _Pattern = None,
+        subject_folder: _Folder = False,
+        retry_failed: _Retry = False,
+        fresh: _Fresh = False,
+        patience: _Patience = 300,
     ) -> None:
         """Answer pictures and write a table."""
         console = Console(stderr=True)
@@ -98,6 +107,7 @@ def register(cli: typer.Typer, load_settings: Callable[[], Settings]) -> None:
                 out=out,
                 server=server,
                 api_key_file=api_key_file,
+                explain=explain,
                 subject_of=_subject_rule(subject_pattern, subject_folder),
                 retry_failed=retry_failed,
                 fresh=fresh,
@@ -154,7 +164,8 @@ async def _work(
                     summary.add(row)
                 advance(len(rows))
 
-            await Runner(answerer, reader, sink, options.subject_of).run(entries, count)
+            heat_maps = None if options.explain is None else HeatMaps(options.explain)
+            await Runner(answerer, reader, sink, options.subject_of, heat_maps).run(entries, count)
     return summary
 
 
@@ -173,8 +184,8 @@ def _answerer(options: Options, settings: Settings) -> Answerer:
     if options.server is None:
         if options.api_key_file is not None:
             raise UsageError("--api-key-file is for --server")
-        return InProcess(settings)
-    return Service(options.server, api_key=key, patience_s=options.patience_s)
+        return InProcess(settings, heat_maps=options.explain is not None)
+    return Service(options.server, api_key=key, patience_s=options.patience_s, heat_maps=options.explain is not None)
 
 
 def _api_key(file: Path | None) -> str | None:

@@ -12,7 +12,7 @@ import httpx
 from pydantic import ValidationError
 
 from app.core.postprocess import Prediction
-from app.folder.answers import Answer
+from app.folder.answers import HEAT_MAP_STYLE, Answer
 from app.folder.errors import StoppedError, UsageError
 from app.inference.registry import ModelRef
 from app.schemas import FailedImage, PredictResponse, Problem, Readiness
@@ -35,6 +35,7 @@ class Service:
         *,
         api_key: str | None,
         patience_s: float,
+        heat_maps: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Make the client.
@@ -43,6 +44,7 @@ class Service:
             url: Such as ``http://127.0.0.1:8000``; may end in a path under which the service lies.
             api_key: Sent as `KEY_HEADER`, if the service wants one.
             patience_s: How long a service that does not answer is waited for.
+            heat_maps: Whether to ask for each picture's heat-map too.
             transport: What carries requests; None for the network.
 
         Raises:
@@ -57,6 +59,7 @@ class Service:
             raise UsageError(f"--server {url}: is no address: {error}") from error
         self._url = url
         self._patience_s = patience_s
+        self._heat_maps = heat_maps
         self._model: ModelRef | None = None
         self.chunk = _CHUNK
 
@@ -86,6 +89,16 @@ class Service:
 
     async def answer(self, pictures: Sequence[bytes]) -> Answer:
         """Answer some pictures; file names stay here."""
+        answer = await self._predict(pictures)
+        if not self._heat_maps:
+            return answer
+        heat_maps = [
+            await self._explain(data) if isinstance(result, Prediction) else None
+            for data, result in zip(pictures, answer.results, strict=True)
+        ]
+        return Answer(answer.model, answer.results, heat_maps)
+
+    async def _predict(self, pictures: Sequence[bytes]) -> Answer:
         files = [("files", (str(number), data)) for number, data in enumerate(pictures)]
         response = await self._ask("POST", "predict", files=files)
         if response.status_code == 200:
@@ -93,6 +106,14 @@ class Service:
         if response.status_code in {413, 422}:
             return await self._refused(response, pictures)
         raise StoppedError(f"{self._url}: {_words(response)}")
+
+    async def _explain(self, data: bytes) -> bytes:
+        response = await self._ask("POST", f"explain?style={HEAT_MAP_STYLE}", files=[("file", ("0", data))])
+        if response.status_code in {404, 501}:
+            raise UsageError(f"--explain: {self._url}: {_words(response)}")
+        if response.status_code != 200:
+            raise StoppedError(f"{self._url}: {_words(response)}")
+        return response.content
 
     async def _ask(
         self, method: str, path: str, files: list[tuple[str, tuple[str, bytes]]] | None = None
@@ -134,7 +155,7 @@ class Service:
         if len(pictures) == 1:
             return Answer(self.model, [_words(response)])
         half = len(pictures) // 2
-        first, second = await self.answer(pictures[:half]), await self.answer(pictures[half:])
+        first, second = await self._predict(pictures[:half]), await self._predict(pictures[half:])
         return Answer(first.model, [*first.results, *second.results])
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from app.core.postprocess import Prediction
 from app.folder.answers import IN_FLIGHT, Answer, Answerer
 from app.folder.errors import UsageError
+from app.folder.heatmaps import HeatMaps
 from app.folder.rows import Row
 from app.folder.sinks import Sink
 from app.folder.sources import Entry, Reader, UnreadableError
@@ -21,11 +22,28 @@ _CHUNK_BYTES: Final = 32 * MIB
 class Runner:
     """Brings entries, answers and rows together. What it holds in memory does not grow with their number."""
 
-    def __init__(self, answerer: Answerer, reader: Reader, sink: Sink, subject_of: SubjectRule) -> None:
+    def __init__(
+        self,
+        answerer: Answerer,
+        reader: Reader,
+        sink: Sink,
+        subject_of: SubjectRule,
+        heat_maps: HeatMaps | None = None,
+    ) -> None:
+        """Make a runner.
+
+        Args:
+            answerer: Who answers; entered already.
+            reader: Reads the pictures.
+            sink: Where rows go.
+            subject_of: Whose cell it is.
+            heat_maps: Where heat-maps go, if `answerer` gives them.
+        """
         self._answerer = answerer
         self._reader = reader
         self._sink = sink
         self._subject_of = subject_of
+        self._heat_maps = heat_maps
 
     async def run(self, entries: Sequence[Entry], on_rows: Callable[[Sequence[Row]], None]) -> None:
         """Answer entries and write their rows, in order.
@@ -71,6 +89,10 @@ class Runner:
         contents = await asyncio.to_thread(self._read, chunk)
         readable = [content for content in contents if isinstance(content, bytes)]
         answer = await self._answerer.answer(readable) if readable else Answer(self._answerer.model, [])
+        if self._heat_maps is not None:
+            keys = [entry.key for entry, content in zip(chunk, contents, strict=True) if isinstance(content, bytes)]
+            # Before the rows: a picture that has its row has its heat-map too.
+            await asyncio.to_thread(self._heat_maps.write, list(zip(keys, answer.heat_maps, strict=True)))
         results = iter(answer.results)
         return [
             self._row(entry, next(results) if isinstance(content, bytes) else content, answer.model)

@@ -6,7 +6,7 @@ import { labelTag } from "./grid.js";
 import { explain, KeyWanted, Refused } from "./service.js";
 
 const CHOICES = { none: "not looked at", ALL: "ALL", HEM: "HEM", unsure: "can't tell" };
-const MAPS = { overlay: "over the picture", map: "alone" };
+const MAPS = { overlay: "over the picture", map: "map alone" };
 
 export class Detail {
   /** @param {(cell) => void} closed called with the cell that was shown last */
@@ -68,7 +68,9 @@ export class Detail {
         el("figure", {}, el("div", { class: "frame", id: "detail-picture" }), el("figcaption", {}, "The picture")),
         cell.state === "answered" && el("figure", {},
           el("div", { class: "frame", id: "detail-map" }),
-          el("figcaption", {}, "What spoke for the label: ", this.mapChoice()))),
+          el("figcaption", {},
+            el("span", { class: "key ALL" }, "spoke for ALL"), " ", el("span", { class: "key HEM" }, "spoke for HEM"), " ",
+            this.mapChoice()))),
       cell.state === "answered" ? this.answer() : el("p", { class: "fault" }, cell.error ?? "Not answered yet."),
     ];
   }

@@ -74,7 +74,7 @@ function reportParts(cells, facts) {
     ].flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)])),
     el("h2", {}, "Patients"),
     table(["Patient", "Cells", "ALL", "Share ALL", "95 % interval", "To review"],
-      [...subjects, { ...total, subject: "All patients" }].map(patientRow)),
+      [...subjects, { ...total, subject: "Total" }].map(patientRow)),
     el("p", {}, "A person's label counts before the model's; cells that the person could not tell are left out of the share. " +
       "The interval (Wilson) is for the number of cells alone, not for the model's mistakes."),
     el("h2", {}, "Cells"),

@@ -41,7 +41,7 @@ export class Patients {
     const focused = document.activeElement?.dataset?.subject;
     const answered = subjects.filter((sum) => sum.cells);
     table.tBodies[0].replaceChildren(...answered.map((sum) => this.row(sum, chosen)));
-    table.tFoot.replaceChildren(figures(el("th", { scope: "row" }, "All"), total));
+    table.tFoot.replaceChildren(figures(el("th", { scope: "row" }, "Total"), total));
     if (focused !== undefined && !table.contains(document.activeElement)) {
       [...table.querySelectorAll("button")].find((button) => button.dataset.subject === focused)?.focus();
     }

@@ -17,6 +17,7 @@ STATUS = {
     "DeadlineExceededError": 504,
     "NotReadyError": 503,
     "InferenceError": 500,
+    "NoExplanationError": 501,
 }
 
 

@@ -1,7 +1,5 @@
 """A headless Chromium, the service as a process of its own, and cells to drop."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,27 +8,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.service.harness import ServerProcess
+from tests.web.chromium import CHROMIUM_NAMES, chromium_options, find_chromium
 from training.data.drawn import cell_bytes
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-type_of_open = Callable[..., "Page"]
+OpenPage = Callable[..., "Page"]
 
 
 # Of a module, not of the session: while it lives, no asynchronous test could run in this thread.
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
-    if path is None:
+    if find_chromium() is None:
         pytest.skip(f"no browser: none of {', '.join(CHROMIUM_NAMES)} is on the PATH; CHROMIUM may name one")
-    # Chromium's own sandbox does not run as root.
-    options = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=path, args=options)
+        opened = started.chromium.launch(**chromium_options())
         yield opened
         opened.close()
 
@@ -55,7 +49,7 @@ def cell_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def open_page(browser: "Browser", server: ServerProcess) -> Iterator[type_of_open]:
+def open_page(browser: "Browser", server: ServerProcess) -> Iterator[OpenPage]:
     """Open the page; at the end, nothing may have gone wrong in it or been asked of elsewhere."""
     with ExitStack() as stack:
         faults: list[str] = []
