@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 # With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
 SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
 
-.PHONY: help run test check format setup-training lock clean
+.PHONY: help run test soak check format setup-training lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,10 @@ check: $(VENV)/.dev  ## check format, lint and types
 
 setup-training: $(VENV)/.training  ## install what leukoscope-train needs
 	@echo "$(BIN)/leukoscope-train is there"
+
+MINUTES ?= 5
+soak: $(VENV)/.dev  ## run mixed traffic with changes of the model for MINUTES, and reconcile the counters
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 format: $(VENV)/.dev  ## format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix
@@ -60,4 +64,7 @@ lock: $(VENV)/.dev  ## renew requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt -o requirements/service.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra cuda -o requirements/cuda.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training -o requirements/training.txt
-	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra dev -o requirements/dev.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel -o requirements/otel.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra otel --extra dev -o requirements/dev.txt
+	$(LOCK) --upgrade --group audit -o requirements/audit.txt
+	$(LOCK) --upgrade pyproject.toml -c $(VENV)/all.txt --group fuzz -o requirements/fuzz.txt

@@ -1,4 +1,4 @@
-"""The command `leukoscope`: serve, answer whole folders, and list the installed models."""
+"""The command `leukoscope`: serve, answer folders, list the models, make API keys, check the audit log."""
 
 import asyncio
 import logging
@@ -15,6 +15,9 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from app import logs
+from app.commands.audit import audit_cli
+from app.commands.keys import keys_cli
 from app.core.errors import LeukoscopeError
 from app.core.spec import write_active
 from app.folder import command
@@ -23,11 +26,11 @@ from app.inference.loader import LoadedModel
 from app.inference.registry import ModelRef, Registry
 from app.main import create_app
 from app.metrics import Metrics
+from app.security.protocol import limited_protocol
 from app.server import Server, leave_stuck_threads
 from app.services import services_in
-from app.settings import Settings, describe, explain
+from app.settings import Settings, SettingsError, describe, explain
 
-_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _BAD_SETTINGS: Final = 2
 
 cli = typer.Typer(
@@ -37,6 +40,8 @@ cli = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+cli.add_typer(keys_cli, name="keys")
+cli.add_typer(audit_cli, name="audit")
 
 
 def _serve_help() -> str:
@@ -52,15 +57,19 @@ def _serve_help() -> str:
 def serve() -> None:
     """Serve the active model over HTTP until Ctrl-C."""
     settings = _settings()
-    logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT)
-    listener = _listen(settings)
+    logs.configure(settings.log_level, settings.log_format)
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_start_failure=stop)
+    try:
+        app = create_app(settings, on_start_failure=stop)
+    except SettingsError as error:
+        typer.echo(f"leukoscope: {error}", err=True)
+        raise typer.Exit(_BAD_SETTINGS) from None
+    listener = _listen(settings)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -69,11 +78,13 @@ def serve() -> None:
         server_header=False,
         timeout_graceful_shutdown=settings.drain_timeout_s,
         lifespan="on",
+        http=limited_protocol(settings),
+        ws="none",
     )
     server = Server(config, partial(_announce_stop, app), delay_s=settings.drain_delay_s)
     # Uvicorn stops in good order on a signal and then raises it again; SIGINT becomes KeyboardInterrupt.
     signal.signal(signal.SIGTERM, _stopped)
-    with listener, suppress(KeyboardInterrupt):
+    with listener, suppress(KeyboardInterrupt, SystemExit):
         server.run(sockets=[listener])
     if failures:
         _fail_start(failures[0])
@@ -114,7 +125,7 @@ def activate(
     A service that is running is told by PUT /models/active; it writes active.json too.
     """
     settings = _settings()
-    logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT)
+    logs.configure(settings.log_level, settings.log_format)
     try:
         model = asyncio.run(_prove(settings, ModelRef(name, version)))
         write_active(settings.models_dir, name, version)

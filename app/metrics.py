@@ -48,6 +48,10 @@ class Metrics:
             "leukoscope_cancelled_total",
             "Admitted pictures that were given up before an answer: time over, or client gone.",
         )
+        self.audit_records = self._counter("leukoscope_audit_records_total", "Answers written to the audit log.")
+        self.audit_failures = self._counter(
+            "leukoscope_audit_failures_total", "Answers that could not be written to the audit log."
+        )
 
     def _define_answers(self) -> None:
         self.predictions = self._counter(
@@ -57,6 +61,23 @@ class Metrics:
             "leukoscope_prediction_confidence", "Confidence of the answers.", _CONFIDENCE_BUCKETS
         )
         self.review = self._counter("leukoscope_review_total", "Answers that a person should look at.", ("reason",))
+        self.reviewed = self._counter(
+            "leukoscope_reviewed_total",
+            "Answers that a person should look at, each once whatever its reasons.",
+            ("model", "version"),
+        )
+        self.baseline_review_share = self._gauge(
+            "leukoscope_baseline_review_share", "Share of answers to review that is expected.", ("model", "version")
+        )
+        self.baseline_all_share = self._gauge(
+            "leukoscope_baseline_all_share",
+            "Share of the label ALL that is expected.",
+            ("model", "version"),
+        )
+        self.ready = self._gauge("leukoscope_ready", "1 while predictions are answered, as in /readyz.")
+        self.gpu_expected = self._gauge(
+            "leukoscope_gpu_expected", "1 if a GPU is asked for, or taken where there is one and one is there."
+        )
         self.model_info = self._gauge(
             "leukoscope_model_info",
             "The model that is served; always 1.",

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
+from app.logs import bind
 from app.metrics import Metrics
 from app.problems import internal_error
 
@@ -40,6 +41,7 @@ class RequestMiddleware:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {}).update(request_id=request_id, began_s=asyncio.get_running_loop().time())
+        bind(request_id=request_id)
         status = _CLIENT_GONE
 
         async def send_with_id(message: Message) -> None:
@@ -67,7 +69,10 @@ class RequestMiddleware:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = getattr(scope.get("route"), "path", None) or "unmatched"
         self._metrics.request_seconds.labels(method, route, str(status)).observe(duration_s)
-        _ACCESS.info("%s %s %d %.0f ms %s", method, quote(scope["path"]), status, duration_s * 1000, request_id)
+        path, duration_ms = quote(scope["path"]), duration_s * 1000
+        fields = {"method": method, "path": path, "status": status, "duration_ms": round(duration_ms, 1)}
+        fields["key"] = scope["state"].get("key_name")
+        _ACCESS.info("%s %s %d %.0f ms %s", method, path, status, duration_ms, request_id, extra={"fields": fields})
 
 
 class UnreadBodyMiddleware:

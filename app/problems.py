@@ -16,6 +16,7 @@ from app.core import errors
 from app.schemas import FailedImage, ImageProblem, Problem
 
 NOT_READY_HEADERS: Final = {"Retry-After": "5"}  # a model is loaded in a few seconds
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="leukoscope"'}  # RFC 9110, 11.6.1: a 401 has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ KINDS: Final[Mapping[type[errors.LeukoscopeError], Kind]] = {
     errors.SwitchInProgressError: Kind("switch-in-progress", "Another model is being loaded", 409),
     errors.InferenceError: Kind("inference-failed", "The model failed", 500),
     errors.DeviceMemoryError: Kind("device-memory", "The device is out of memory", 500),
+    errors.AuditError: Kind("audit-failed", "The answer can't be recorded", 503),
+    errors.UnauthenticatedError: Kind("unauthenticated", "An API key is needed", 401),
+    errors.ForbiddenError: Kind("forbidden", "Not allowed", 403),
     # What is wrong with a model is met by those who ask for it by name; what is served goes on.
     errors.ModelNotFoundError: Kind("model-not-found", "No such model", 404),
     errors.NoExplanationError: Kind("no-explanation", "The model gives no explanation", 501),
@@ -126,7 +130,7 @@ def install_handlers(app: FastAPI, on_rejected: Callable[[str], None]) -> None:
         assert isinstance(error, errors.LeukoscopeError)  # noqa: S101 - narrows the type that Starlette passes on
         kind = KINDS[type(error)]
         on_rejected(kind.slug)
-        return problem_response(request, kind, str(error), headers=_retry_after(error, kind))
+        return problem_response(request, kind, str(error), headers=_headers(error, kind))
 
     async def http_error(request: Request, error: Exception) -> ProblemResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 - as above
@@ -158,7 +162,9 @@ def openapi_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _retry_after(error: errors.LeukoscopeError, kind: Kind) -> dict[str, str]:
+def _headers(error: errors.LeukoscopeError, kind: Kind) -> dict[str, str]:
+    if isinstance(error, errors.UnauthenticatedError):
+        return _CHALLENGE
     if isinstance(error, errors.QueueFullError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return NOT_READY_HEADERS if kind.status == 503 else {}

@@ -9,6 +9,8 @@ from starlette.requests import Request
 
 from app.inference.engine import Engine
 from app.metrics import Metrics
+from app.security.audit import AuditLog
+from app.security.keys import AccessKeys
 from app.settings import Settings
 
 
@@ -19,6 +21,8 @@ class Services:
     settings: Settings
     metrics: Metrics
     engine: Engine
+    keys: AccessKeys
+    audit: AuditLog | None
 
 
 def services_in(app: Starlette) -> Services:

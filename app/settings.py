@@ -10,6 +10,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.logs import LogFormat
+
 PREFIX: Final = "LEUKOSCOPE_"
 MIB: Final = 1024 * 1024
 # Of `leukoscope predict --server`: a client's, so no setting of the service, but no misspelling either.
@@ -18,7 +20,13 @@ CLIENT_KEY_VARIABLE: Final = PREFIX + "API_KEY"
 Device = Literal["auto", "cpu", "cuda"]
 CudaEngine = Literal["cuda", "cuda-graph", "tensorrt"]
 Precision = Literal["model", "fp16", "int8"]
+Traces = Literal["off", "otlp"]
+AuditFailure = Literal["refuse", "answer"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class SettingsError(ValueError):
+    """The service can't be started with these settings."""
 
 
 class Settings(BaseSettings):
@@ -28,6 +36,18 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(min_length=1, description="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="TCP port to listen on.")] = 8000
+    api_keys: Annotated[
+        str, Field(repr=False, description="Keys of clients, NAME:HASH,... as `leukoscope keys new` prints them.")
+    ] = ""
+    api_keys_file: Annotated[Path | None, Field(description="The same in a file, one on a line.")] = None
+    admin_keys: Annotated[
+        str, Field(repr=False, description="Keys of those who may change what is served, in the same form.")
+    ] = ""
+    admin_keys_file: Annotated[Path | None, Field(description="The same in a file, one on a line.")] = None
+    allow_anonymous: Annotated[
+        bool, Field(description="Listen on an address that others can reach though no API key is set.")
+    ] = False
+    metrics_need_key: Annotated[bool, Field(description="Whether /metrics is for the holders of keys only.")] = False
     models_dir: Annotated[Path, Field(description="Folder with active.json and <name>/<version>/.")] = Path("models")
     device: Annotated[Device, Field(description="Where the model runs; auto takes a GPU if one is there.")] = "auto"
     gpus: Annotated[
@@ -74,6 +94,18 @@ class Settings(BaseSettings):
     max_request_bytes: Annotated[
         int, Field(ge=1024, le=4096 * MIB, description="Largest request body; more is answered 413.")
     ] = 256 * MIB
+    upload_timeout_s: Annotated[
+        float, Field(ge=1, le=86_400, description="Time for a whole request body to arrive, then 504.")
+    ] = 300
+    min_upload_bytes_per_s: Annotated[
+        int, Field(ge=0, le=1024 * MIB, description="Slowest upload, over each REQUEST_TIMEOUT_S; else 504.")
+    ] = 1024
+    header_timeout_s: Annotated[
+        float, Field(ge=0.1, le=600, description="Time for a request's headers to arrive, then 408.")
+    ] = 10
+    max_header_bytes: Annotated[
+        int, Field(ge=1024, le=16 * MIB, description="Most bytes of a request's headers; more is answered 431.")
+    ] = 32 * 1024
     max_images_per_request: Annotated[
         int, Field(ge=1, le=65536, description="Most pictures in one request; at most the queue limit.")
     ] = 512
@@ -87,7 +119,29 @@ class Settings(BaseSettings):
     drain_delay_s: Annotated[
         float, Field(ge=0, le=600, description="How long to answer on, not ready, after a stop was asked for.")
     ] = 0
+    audit_log: Annotated[
+        Path | None, Field(description="File for the audit log: one line for each answered picture; none = off.")
+    ] = None
+    audit_fsync: Annotated[
+        bool, Field(description="Whether a line must be on the disk, safe from a loss of power, before its answer.")
+    ] = True
+    audit_on_failure: Annotated[
+        AuditFailure, Field(description="What to do if the audit log can't be written: refuse with 503, or answer.")
+    ] = "refuse"
+    audit_max_bytes: Annotated[
+        int, Field(ge=4096, le=1024 * 1024 * MIB, description="Size at which the audit log's file is rotated away.")
+    ] = 128 * MIB
+    baseline_review_share: Annotated[
+        float | None, Field(ge=0, le=1, description="Expected share of answers to review; none = the model's report.")
+    ] = None
+    baseline_all_share: Annotated[
+        float | None, Field(ge=0, le=1, description="Expected share of the label ALL; none = the model's report.")
+    ] = None
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log.")] = "info"
+    log_format: Annotated[LogFormat, Field(description="Lines for people, or JSON objects for machines.")] = "text"
+    traces: Annotated[
+        Traces, Field(description="Send OpenTelemetry traces; OTEL_EXPORTER_OTLP_ENDPOINT says where to.")
+    ] = "off"
 
     @field_validator("gpus", "resident", mode="before")
     @classmethod
@@ -147,13 +201,17 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.default in (None, "", ()):
+        return "none"
     if isinstance(field.default, tuple):
-        return ",".join(str(part) for part in field.default) or "none"
-    return "none" if field.default is None else str(field.default)
+        return ",".join(str(part) for part in field.default)
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
 
 
 def _allowed(field: FieldInfo) -> str:
     annotation: Any = field.annotation
+    if annotation is bool:
+        return "true|false"
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) is tuple:

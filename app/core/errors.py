@@ -15,7 +15,11 @@ LeukoscopeError
 │   ├── NotReadyError
 │   ├── SwitchInProgressError
 │   ├── InferenceError
-│   └── DeviceMemoryError
+│   ├── DeviceMemoryError
+│   └── AuditError
+├── AccessError                 who asks may not
+│   ├── UnauthenticatedError
+│   └── ForbiddenError
 └── ModelError                  what is installed under models/ is wrong
     ├── ModelNotFoundError
     ├── NoExplanationError
@@ -108,6 +112,22 @@ class InferenceError(ServiceError):
 
 class DeviceMemoryError(ServiceError):
     """The device has no memory for a batch of this size; a smaller one may fit."""
+
+
+class AuditError(ServiceError):
+    """The audit log can't be written or followed."""
+
+
+class AccessError(LeukoscopeError):
+    """The caller may not do this."""
+
+
+class UnauthenticatedError(AccessError):
+    """A key is needed, and none came, or an unknown one."""
+
+
+class ForbiddenError(AccessError):
+    """Whoever it is may not do this."""
 
 
 class ModelError(LeukoscopeError):

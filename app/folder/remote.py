@@ -16,8 +16,7 @@ from app.folder.answers import HEAT_MAP_STYLE, Answer
 from app.folder.errors import StoppedError, UsageError
 from app.inference.registry import ModelRef
 from app.schemas import FailedImage, PredictResponse, Problem, Readiness
-
-KEY_HEADER: Final = "X-API-Key"
+from app.security.keys import KEY_HEADER
 
 _CHUNK: Final = 16
 _BUSY: Final = frozenset({429, 502, 503, 504})

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from app.core.errors import InferenceError, LeukoscopeError, NotReadyError, QueueFullError
 from app.inference.lanes import Batch, Item, Lane, Lanes
 from app.inference.session import Outputs, Session
+from app.inference.tracing import NoTracer, Tracer
 from app.inference.worker import Worker
 from app.metrics import Metrics
 
@@ -74,7 +75,15 @@ class Batcher:
     So an idle service adds no wait, and a busy one has full batches without being told to wait.
     """
 
-    def __init__(self, metrics: Metrics, *, workers: int = 1, queue_limit: int, max_wait_ms: float = 0) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        workers: int = 1,
+        queue_limit: int,
+        max_wait_ms: float = 0,
+        tracer: Tracer | None = None,
+    ) -> None:
         """Make a batcher; `start` sets it going.
 
         Args:
@@ -82,11 +91,13 @@ class Batcher:
             workers: How many devices; each model has a session for each of them.
             queue_limit: Most pictures admitted and not yet ended.
             max_wait_ms: How long a batch that is not full waits, from its first picture on.
+            tracer: Who hears of waits, batches and runs; by default nobody.
         """
+        self._tracer = tracer or NoTracer()
         self._metrics = metrics
         self._queue_limit = queue_limit
         self._lanes = Lanes(workers, max_wait_ms / 1000)
-        self._workers = [Worker(index, self._lanes, self._deliver, metrics) for index in range(workers)]
+        self._workers = [Worker(index, self._lanes, self._deliver, metrics, self._tracer) for index in range(workers)]
         self._unanswered: set[Item] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -161,7 +172,7 @@ class Batcher:
         """Queue one picture and wait for its end; see `Admission.submit`."""
         if self._stopped is not None:
             raise NotReadyError(self._stopped)
-        item = Item(image, asyncio.get_running_loop().create_future(), time.monotonic())
+        item = Item(image, asyncio.get_running_loop().create_future(), time.monotonic(), self._tracer.here())
         self._unanswered.add(item)
         self._lanes.put(lane, item)
         try:

@@ -169,5 +169,7 @@ class Classifier:
         manifest = self._model.manifest
         self._metrics.predictions.labels(manifest.name, manifest.version, prediction.label).inc()
         self._metrics.confidence.observe(prediction.confidence)
+        if prediction.reasons:
+            self._metrics.reviewed.labels(manifest.name, manifest.version).inc()
         for reason in prediction.reasons:
             self._metrics.review.labels(reason).inc()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
 
 from app.inference.session import Outputs, Session
+from app.inference.tracing import Place
 
 
 @dataclass(slots=True, eq=False)
@@ -25,12 +26,14 @@ class Item:
         image: Shape ``(size_px, size_px, 3)``.
         outputs: Where its end is told; belongs to the event loop.
         arrived_s: When it came, on the monotonic clock.
+        place: Of its request in a trace.
         dropped: Whether its caller has given it up; set by the event loop, read by workers.
     """
 
     image: NDArray[np.uint8]
     outputs: "asyncio.Future[Outputs]"
     arrived_s: float
+    place: Place = None
     dropped: bool = False
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from app.core.errors import DeviceMemoryError, InferenceError, LeukoscopeError
 from app.inference.lanes import Batch, Lanes
 from app.inference.session import Outputs, Session
+from app.inference.tracing import Tracer
 from app.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Worker:
         picture_s: Seconds per picture of late; 0 while nothing has run yet.
     """
 
-    def __init__(self, index: int, lanes: Lanes, deliver: Deliver, metrics: Metrics) -> None:
+    def __init__(self, index: int, lanes: Lanes, deliver: Deliver, metrics: Metrics, tracer: Tracer) -> None:
         """Make a worker; `start` sets it going.
 
         Args:
@@ -36,11 +37,13 @@ class Worker:
             lanes: Where batches come from.
             deliver: Called in this thread with each batch and its rows, or why it failed.
             metrics: Where waits, batches and times are counted.
+            tracer: Who hears of waits, batches and runs.
         """
         self._index = index
         self._lanes = lanes
         self._deliver = deliver
         self._metrics = metrics
+        self._tracer = tracer
         self._began_s: float | None = None
         self.failures = 0
         self.picture_s = 0.0
@@ -87,10 +90,13 @@ class Worker:
         now_s = time.monotonic()
         for item in batch.items:
             self._metrics.queue_wait_seconds.observe(now_s - item.arrived_s)
+            self._tracer.ended("queue", parent=item.place, seconds=now_s - item.arrived_s)
         self._metrics.batch_size.observe(len(batch.items))
+        sized = {"leukoscope.batch_size": len(batch.items)}
         began_s = time.perf_counter()
         try:
-            rows = self._compute(batch.session, [item.image for item in batch.items])
+            with self._tracer.span("batch", links=[item.place for item in batch.items], attributes=sized):
+                rows = self._compute(batch.session, [item.image for item in batch.items])
         except Exception as error:  # noqa: BLE001 - whatever a session raises fails its own batch and no other
             self.failures += 1
             _LOG.exception("a batch of %d pictures failed", len(batch.items))
@@ -109,7 +115,8 @@ class Worker:
 
     def _compute(self, session: Session, images: list[np.ndarray]) -> list[Outputs]:
         try:
-            outputs = session.run(np.stack(images))
+            with self._tracer.span("run", parent=self._tracer.here()):
+                outputs = session.run(np.stack(images))
         except DeviceMemoryError:
             if len(images) == 1:
                 raise

@@ -4,12 +4,15 @@ import asyncio
 import dataclasses
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 
-from app.core.spec import Manifest
+from app.core.spec import CARD_FILE, Manifest
 from app.inference.loader import LoadedModel
 from app.inference.registry import Installed, ModelRef
 from app.problems import openapi_problems
+from app.routes.access import require_admin
 from app.schemas import ActiveModel, InstalledModel, ModelChoice, ModelList, ModelName, Provider, SwitchedModel
 from app.services import Services, ServicesDep
 
@@ -35,7 +38,28 @@ async def active_model(services: ServicesDep) -> ActiveModel:
     return ActiveModel(**_describe_loaded(services.engine.serving().model, services))
 
 
-@router.put("/active", summary="Serve another model", responses=openapi_problems(400, 404, 409, 422, 503))
+@router.get(
+    "/active/card",
+    summary="The card of the model that is served",
+    response_class=PlainTextResponse,
+    responses=openapi_problems(404, 503),
+)
+async def active_card(services: ServicesDep) -> PlainTextResponse:
+    """Answer with MODEL_CARD.md, Markdown as plain text: how it was measured, and its limits."""
+    ref = services.engine.serving().model.installed.ref
+    path = services.settings.models_dir / ref.name / ref.version / CARD_FILE
+    try:
+        return PlainTextResponse(await asyncio.to_thread(path.read_text, encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HTTPException(404, f"The card of {ref} can't be read.") from error
+
+
+@router.put(
+    "/active",
+    summary="Serve another model",
+    responses=openapi_problems(400, 403, 404, 409, 422, 503),
+    dependencies=[Depends(require_admin)],
+)
 async def activate_model(choice: ModelChoice, services: ServicesDep) -> SwitchedModel:
     """Verify, load, warm and prove an installed model, then serve it in place of the old one.
 

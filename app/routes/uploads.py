@@ -1,6 +1,5 @@
 """Read the pictures out of a request: a form or a raw body, bounded while it streams."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
@@ -10,8 +9,6 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.core.errors import (
-    BodyTooLargeError,
-    DeadlineExceededError,
     MalformedFormError,
     TooManyImagesError,
     UnsupportedMediaTypeError,
@@ -40,7 +37,7 @@ async def read_uploads(request: Request, settings: Settings, held: Hold) -> list
     """Read the pictures of a request.
 
     Args:
-        request: Its body is read as it streams in, to memory only.
+        request: Its body is read as it streams in, to memory only; bytes and time are bounded before it comes here.
         settings: Bounds on bytes and pictures.
         held: Where the bytes are counted, as they come.
 
@@ -53,7 +50,7 @@ async def read_uploads(request: Request, settings: Settings, held: Hold) -> list
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
         TooManyImagesError: More than `settings.max_images_per_request`.
         QueueFullError: All requests together hold too many bytes.
-        DeadlineExceededError: The client stopped sending for `settings.request_timeout_s`.
+        DeadlineExceededError: The client sends too slowly.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in {FORM_TYPE, *RAW_TYPES}:
@@ -61,7 +58,7 @@ async def read_uploads(request: Request, settings: Settings, held: Hold) -> list
         raise UnsupportedMediaTypeError(
             f"The content type is {came}; expected {FORM_TYPE}, or one picture as {', '.join(RAW_TYPES)}."
         )
-    async with aclosing(_bounded(request, settings, held)) as stream:
+    async with aclosing(_counted(request, settings, held)) as stream:
         if media_type == FORM_TYPE:
             return await _read_form(request.headers, stream, settings)
         data = bytearray()
@@ -70,30 +67,13 @@ async def read_uploads(request: Request, settings: Settings, held: Hold) -> list
     return [Upload(None, bytes(data))]
 
 
-async def _bounded(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
-    """Yield the body's chunks; stop at the first byte too many, or when the client falls silent."""
-    limit = settings.max_request_bytes
-    too_large = f"The request has more than {limit:,} bytes."
+async def _counted(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
+    """Yield the body's chunks as long as there is room for them."""
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal():
-        if int(announced) > limit:
-            raise BodyTooLargeError(too_large)
+    if announced.isdecimal() and int(announced) <= settings.max_request_bytes:
         held.check(int(announced))
-    received = 0
     async with aclosing(request.stream()) as chunks:
-        while True:
-            try:
-                async with asyncio.timeout(settings.request_timeout_s):
-                    chunk = await anext(chunks, None)
-            except TimeoutError as error:
-                raise DeadlineExceededError(
-                    f"No byte of the request came for {settings.request_timeout_s:g} s."
-                ) from error
-            if chunk is None:
-                return
-            received += len(chunk)
-            if received > limit:
-                raise BodyTooLargeError(too_large)
+        async for chunk in chunks:
             held.add(len(chunk))
             yield chunk
 

@@ -102,9 +102,11 @@ def loaded(session: Session, manifest: Manifest) -> LoadedModel:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, wait: bool = True) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+async def running(
+    settings: Settings, *, wait: bool = True, open_session: OpenSession = OnnxSession.create
+) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
     """Run the application in this process; `wait` until its model is loaded or has failed."""
-    app = create_app(settings)
+    app = create_app(settings, open_session=open_session)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://service", timeout=30) as client:
@@ -149,18 +151,28 @@ def run_cli(*arguments: str, **settings: object) -> subprocess.CompletedProcess[
 class ServerProcess:
     """`leukoscope serve` as a process of its own, on a free port."""
 
-    def __init__(self, log: Path, *, server_port: int | None = None, **settings: object) -> None:
-        self.port = server_port or free_port()
+    def __init__(
+        self,
+        log: Path,
+        *,
+        module: str = "app.cli",
+        variables: dict[str, str] | None = None,
+        **settings: object,
+    ) -> None:
+        self.port = int(str(settings.pop("port", None) or free_port()))
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "serve"],
-                cwd=ROOT,
-                env=environment(port=self.port, **settings),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        log.touch()
+        # Through a pipe, so that a server which can write no file still has its say.
+        self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", module, "serve"],
+            cwd=ROOT,
+            env=environment(port=self.port, **settings) | (variables or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._reader = threading.Thread(target=self._copy_log)
+        self._reader.start()
 
     def __enter__(self) -> Self:
         deadline_s = time.monotonic() + 30
@@ -176,6 +188,13 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self._reader.join()
+
+    def _copy_log(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as pipe, self._log.open("ab", buffering=0) as file:
+            for line in pipe:
+                file.write(line)
 
     def log(self) -> str:
         return self._log.read_text(encoding="utf-8")
@@ -183,7 +202,9 @@ class ServerProcess:
     def stop(self, number: signal.Signals) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        code = self.process.wait(timeout=20)
+        self._reader.join()
+        return code
 
     @contextmanager
     def client(self) -> Iterator[httpx.Client]:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from app.core.postprocess import Prediction
 from app.folder.errors import StoppedError, UsageError
 from app.folder.formats import Csv, Format, JsonLines
-from app.folder.remote import KEY_HEADER, Service
+from app.folder.remote import Service
 from app.folder.rows import Row
 from app.folder.runner import chunks
 from app.folder.sinks import FileSink
 from app.folder.sources import Entry
 from app.folder.subjects import ByPattern, by_folder, wilson_interval
+from app.security.keys import KEY_HEADER
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1)
 FORMATS: list[Format] = [Csv(), JsonLines()]

@@ -18,6 +18,9 @@ STATUS = {
     "NotReadyError": 503,
     "InferenceError": 500,
     "NoExplanationError": 501,
+    "AuditError": 503,
+    "UnauthenticatedError": 401,
+    "ForbiddenError": 403,
 }
 
 

@@ -177,7 +177,7 @@ def test_what_is_answered_survives_the_service_and_a_reload(
     expect(page.locator("#trouble-text")).to_contain_text("The service can't be reached.", timeout=20_000)
     expect(page.locator("#progress-text")).to_contain_text("8 of 20 answered")
     assert len(saved_rows(page)) == 8
-    with ServerProcess(tmp_path / "log2", models_dir=models_dir, server_port=first.port) as second:
+    with ServerProcess(tmp_path / "log2", models_dir=models_dir, port=first.port) as second:
         page.click("#try-now")
         wait_for(page, 20)
         answered = httpx.get(f"{second.url}/metrics").text
