@@ -37,4 +37,9 @@ def services_of(request: Request) -> Services:
     return services_in(request.app)
 
 
-ServicesDep = Annotated[Services, Depends(services_of)]
+async def _services(request: Request) -> Services:
+    # Not a plain function: FastAPI would send each request through a thread for it.
+    return services_of(request)
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -16,7 +16,7 @@ _API_KEY: Final = APIKeyHeader(name=KEY_HEADER, auto_error=False, description="A
 _BEARER: Final = HTTPBearer(auto_error=False, description="The same key as a bearer token.")
 
 
-def presented_key(
+async def presented_key(
     header: Annotated[str | None, Security(_API_KEY)] = None,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)] = None,
 ) -> str | None:

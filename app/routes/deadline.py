@@ -11,7 +11,7 @@ from starlette.requests import Request
 from app.core.errors import DeadlineExceededError
 
 
-def _deadline(
+async def _deadline(
     request: Request,
     x_request_timeout: Annotated[
         float | None,

@@ -53,7 +53,7 @@ async def predict(
     model: Annotated[
         str | None, Query(description="A resident model, as name or name@version; by default the active one.")
     ] = None,
-) -> PredictResponse | Response:
+) -> Response:
     """Answer each picture with ALL (leukemic blast) or HEM (normal), in the order of upload.
 
     One bad picture gets its own `error` and does its neighbours no harm. If none can be read, the
@@ -71,7 +71,9 @@ async def predict(
         return _none_readable(request, uploads, results)
     if not any(isinstance(result, Prediction) for result in results):
         raise next(result for result in results if isinstance(result, ServiceError))
-    return _answer(request, serving.model.manifest, uploads, results)
+    answer = _answer(request, serving.model.manifest, uploads, results)
+    # As bytes: handed on as a model, FastAPI would check and convert what has just been checked.
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _answer(
