@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 # With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
 SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
 
-.PHONY: help run test soak check format setup-grpc setup-training lock clean
+.PHONY: help run test soak bench check format setup-grpc setup-openvino setup-training lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ check: $(VENV)/.dev  ## check format, lint and types
 setup-grpc: $(VENV)/.grpc  ## install what LEUKOSCOPE_GRPC_PORT needs
 	@echo "LEUKOSCOPE_GRPC_PORT can be set"
 
+setup-openvino: $(VENV)/.openvino  ## install what LEUKOSCOPE_CPU_ENGINE=openvino needs
+	@echo "LEUKOSCOPE_CPU_ENGINE=openvino can be set"
+
 setup-training: $(VENV)/.training  ## install what leukoscope-train needs
 	@echo "$(BIN)/leukoscope-train is there"
 
@@ -38,12 +41,22 @@ MINUTES ?= 5
 soak: $(VENV)/.dev  ## run mixed traffic with changes of the model for MINUTES, and reconcile the counters
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
+# BENCH: options of python -m tests.bench, such as BENCH='--rounds 3 --only leukoscope fastapi'.
+BENCH ?= --linear 10000
+bench: $(VENV)/.dev .bench/driver/.stamp  ## compare with other servers, on a quiet machine: runs/bench/bench.md, about 45 minutes
+	@.bench/driver/bin/python -m tests.bench $(BENCH)
+
+.bench/driver/.stamp: tests/bench/requirements/driver.txt | $(VENV)/.created
+	@$(PYTHON) -m venv .bench/driver
+	@.bench/driver/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
 format: $(VENV)/.dev  ## format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
 clean:  ## remove the virtual environment and all caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/.created:
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python" >&2; exit 1; fi
@@ -52,7 +65,7 @@ $(VENV)/.created:
 	@touch $@
 
 # A stamp for each lock that was installed. All locks agree on every version, so they add up in one environment.
-$(VENV)/.service $(VENV)/.cuda $(VENV)/.grpc $(VENV)/.training $(VENV)/.dev: $(VENV)/.%: requirements/%.txt requirements/build.txt pyproject.toml | $(VENV)/.created
+$(VENV)/.service $(VENV)/.cuda $(VENV)/.grpc $(VENV)/.openvino $(VENV)/.training $(VENV)/.dev: $(VENV)/.%: requirements/%.txt requirements/build.txt pyproject.toml | $(VENV)/.created
 	@echo "Installing $<"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt -r $<
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -67,8 +80,11 @@ lock: $(VENV)/.dev  ## renew requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt -o requirements/service.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra cuda -o requirements/cuda.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra grpc -o requirements/grpc.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra openvino -o requirements/openvino.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training -o requirements/training.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel -o requirements/otel.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra otel --extra grpc --extra dev -o requirements/dev.txt
 	$(LOCK) --upgrade --group audit -o requirements/audit.txt
 	$(LOCK) --upgrade pyproject.toml -c $(VENV)/all.txt --group fuzz -o requirements/fuzz.txt
+	for peer in driver fastapi litserve mosec bentoml; do \
+		$(LOCK) --upgrade tests/bench/requirements/$$peer.in -o tests/bench/requirements/$$peer.txt || exit 1; done

@@ -12,9 +12,9 @@ from fastapi_offline import FastAPIOffline
 
 from app.inference.engine import Engine
 from app.inference.loader import OpenSession
+from app.inference.opening import open_session as open_by_placement
 from app.inference.providers import gpu_count
 from app.inference.registry import Registry
-from app.inference.session import OnnxSession
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers, openapi_problems
@@ -44,7 +44,7 @@ def create_app(
     settings: Settings,
     *,
     on_start_failure: Callable[[Exception], None] | None = None,
-    open_session: OpenSession = OnnxSession.create,
+    open_session: OpenSession = open_by_placement,
 ) -> FastAPI:
     """Make the application.
 

@@ -18,8 +18,9 @@ MIB: Final = 1024 * 1024
 CLIENT_KEY_VARIABLE: Final = PREFIX + "API_KEY"
 
 Device = Literal["auto", "cpu", "cuda"]
+CpuEngine = Literal["onnxruntime", "openvino", "auto"]
 CudaEngine = Literal["cuda", "cuda-graph", "tensorrt"]
-Precision = Literal["model", "fp16", "int8"]
+Precision = Literal["model", "fp16", "bf16", "int8"]
 Traces = Literal["off", "otlp"]
 AuditFailure = Literal["refuse", "answer"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -59,11 +60,15 @@ class Settings(BaseSettings):
         Field(min_length=1, description="Which GPUs, if any are used, as in 0,1: one worker for each."),
     ] = (0,)
     cuda_engine: Annotated[CudaEngine, Field(description="What runs the model on a GPU.")] = "cuda"
+    cpu_engine: Annotated[
+        CpuEngine, Field(description="What runs the model on a CPU; auto takes OpenVINO if it is installed.")
+    ] = "onnxruntime"
     engine_cache_dir: Annotated[
         Path | None, Field(description="Folder where TensorRT keeps what it has built, for the next start.")
     ] = None
     precision: Annotated[
-        Precision, Field(description="Which variant of the model runs; model is the one its card is about.")
+        Precision,
+        Field(description="Which variant of the model runs; model is the one its card is about. bf16 needs OpenVINO."),
     ] = "model"
     resident: Annotated[
         tuple[str, ...],

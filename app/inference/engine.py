@@ -17,9 +17,9 @@ from app.inference.budget import ByteBudget
 from app.inference.classifier import Classifier, Decoders
 from app.inference.loader import LoadedModel, Loader, OpenSession
 from app.inference.memory import give_back, settle
+from app.inference.opening import open_session as open_by_placement
 from app.inference.providers import Placement
 from app.inference.registry import ModelRef, Registry
-from app.inference.session import OnnxSession
 from app.inference.tracing import Tracer
 from app.inference.watchdog import Watchdog
 from app.metrics import Metrics
@@ -73,7 +73,7 @@ class Engine:
         metrics: Metrics,
         registry: Registry,
         *,
-        open_session: OpenSession = OnnxSession.create,
+        open_session: OpenSession = open_by_placement,
         tracer: Tracer | None = None,
     ) -> None:
         """Make an engine; `start` sets it going.
@@ -279,6 +279,7 @@ def _placements(settings: Settings) -> list[Placement]:
         threads=settings.inference_threads or usable_cpus(),
         max_batch=settings.max_batch,
         engine=settings.cuda_engine,
+        cpu_engine=settings.cpu_engine,
         precision=settings.precision,
         cache_dir=settings.engine_cache_dir,
     )

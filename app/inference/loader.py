@@ -24,9 +24,10 @@ from app.core.errors import (
     ProviderError,
 )
 from app.core.spec import MODEL_FILE, Manifest
-from app.inference.providers import CPU_PROVIDER, GPU_PROVIDERS, TENSORRT_PROVIDER, Placement
+from app.inference.opening import open_session as open_by_placement
+from app.inference.providers import GPU_PROVIDERS, OPENVINO_PROVIDER, TENSORRT_PROVIDER, Placement
 from app.inference.registry import Installed, ModelRef, Registry
-from app.inference.session import OnnxSession, Session, batch_buckets
+from app.inference.session import Session, batch_buckets
 
 Errand = Callable[[], object]
 RunOn = Callable[[int, Errand], None]
@@ -37,7 +38,8 @@ OpenSession = Callable[[Path, Manifest, Placement], Session]
 _LOG: Final = logging.getLogger(__name__)
 _TUNING_RUNS: Final = 3
 _WORTH_WAITING: Final = 1.05  # a larger batch must be this much faster per picture
-_HALF_ATOL: Final = 0.05  # of a logit, where the engine rounds to float16 by itself
+# What an engine rounds to by itself, and how far a logit may then be from the golden one.
+_BY_ENGINE: Final = {("fp16", TENSORRT_PROVIDER): 0.05, ("bf16", OPENVINO_PROVIDER): 0.25}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Loader:
     """Loads models onto the devices that the service uses."""
 
     def __init__(
-        self, registry: Registry, placements: Sequence[Placement], open_session: OpenSession = OnnxSession.create
+        self, registry: Registry, placements: Sequence[Placement], open_session: OpenSession = open_by_placement
     ) -> None:
         """Make a loader.
 
@@ -113,14 +115,14 @@ class Loader:
 
     def _open(self, manifest: Manifest, ref: ModelRef, placement: Placement, run: Callable[[Errand], None]) -> Session:
         variant = manifest.variants.get(placement.precision)
-        half_by_engine = placement.engine == "tensorrt" and placement.precision == "fp16"
-        if placement.precision != "model" and variant is None and not half_by_engine:
-            raise ModelIntegrityError(
-                f"{ref} has no variant {placement.precision}; it has {sorted(manifest.variants) or 'none'}."
-            )
         size_px = manifest.preprocessing.size_px
         path = self._registry.folder(ref) / (variant.file if variant else MODEL_FILE)
         session = self._open_session(path, manifest, placement)
+        if placement.precision != "model" and variant is None and not _by_engine(placement, session):
+            raise ModelIntegrityError(
+                f"{ref} has no variant {placement.precision}; it has {sorted(manifest.variants) or 'none'}, "
+                f"and {session.provider} does not make one."
+            )
         try:
             warm_up(session, size_px, run)
         except (InferenceError, DeviceMemoryError) as error:
@@ -132,7 +134,7 @@ class Loader:
             _LOG.warning("The GPU can't run the model, the CPU does: %s", error.__cause__)
             return self._open(manifest, ref, replace(placement, device="cpu"), run)
         run(partial(check_golden, manifest, session, *self._golden(manifest, placement, session)))
-        if placement.max_batch == 0 and session.provider == CPU_PROVIDER:
+        if placement.max_batch == 0 and session.provider not in GPU_PROVIDERS:
             session.max_batch = self._best_batch(manifest, placement, session, run)
         return session
 
@@ -143,7 +145,7 @@ class Loader:
         size_px = manifest.preprocessing.size_px
         network = (manifest.architecture, size_px, placement.precision)
         if network not in self._best_batches:
-            self._best_batches[network] = best_batch(session, size_px, run)
+            self._best_batches[network] = best_batch(session, size_px, run, at_least=placement.threads)
         return self._best_batches[network]
 
     @staticmethod
@@ -152,14 +154,18 @@ class Loader:
         variant = manifest.variants.get(placement.precision)
         if variant is not None:
             return variant.logits, variant.atol
-        by_engine = placement.precision == "fp16" and session.provider == TENSORRT_PROVIDER
         golden = manifest.golden
-        return golden.logits, max(golden.atol, _HALF_ATOL) if by_engine else golden.atol
+        return golden.logits, max(golden.atol, _by_engine(placement, session))
 
     def _precision(self, manifest: Manifest, sessions: Sequence[Session]) -> str:
-        wanted = self._placements[0].precision
-        other = wanted in manifest.variants or (wanted == "fp16" and sessions[0].provider == TENSORRT_PROVIDER)
-        return wanted if other else manifest.precision
+        placement = self._placements[0]
+        other = placement.precision in manifest.variants or _by_engine(placement, sessions[0])
+        return placement.precision if other else manifest.precision
+
+
+def _by_engine(placement: Placement, session: Session) -> float:
+    """Return how far logits may be off because the engine rounds by itself; 0 if it does not."""
+    return _BY_ENGINE.get((placement.precision, session.provider), 0)
 
 
 def warm_up(session: Session, size_px: int, run: Callable[[Errand], None]) -> None:
@@ -168,7 +174,7 @@ def warm_up(session: Session, size_px: int, run: Callable[[Errand], None]) -> No
         run(partial(session.run, _black(batch, size_px)))
 
 
-def best_batch(session: Session, size_px: int, run: Callable[[Errand], None]) -> int:
+def best_batch(session: Session, size_px: int, run: Callable[[Errand], None], *, at_least: int = 1) -> int:
     """Measure which batch answers most pictures a second; the smallest one if it hardly matters.
 
     On a CPU that is no matter of course: a larger batch may fall out of the cache, and all of its
@@ -178,6 +184,8 @@ def best_batch(session: Session, size_px: int, run: Callable[[Errand], None]) ->
         session: Warm.
         size_px: Side of its pictures.
         run: Runs an errand where the session's batches run.
+        at_least: A batch may be smaller than the best that is chosen, but not limited to less: threads that
+            share one picture out do well while nothing else runs, as now, and badly under load.
 
     Returns:
         A size of 1..`session.max_batch`.
@@ -191,6 +199,8 @@ def best_batch(session: Session, size_px: int, run: Callable[[Errand], None]) ->
 
     best, best_s = 1, math.inf
     for batch in batch_buckets(session.max_batch):
+        if batch < min(at_least, session.max_batch):
+            continue
         seconds.clear()
         for _ in range(_TUNING_RUNS):
             run(partial(timed, _black(batch, size_px)))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.core.errors import ProviderError
-from app.settings import CudaEngine, Device, Precision
+from app.settings import CpuEngine, CudaEngine, Device, Precision
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
+OPENVINO_PROVIDER: Final = "OpenVINO"
 CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
 GPU_PROVIDERS: Final = frozenset({CUDA_PROVIDER, TENSORRT_PROVIDER})
@@ -30,6 +31,7 @@ class Placement:
         threads: CPU threads, 1 or more.
         max_batch: Largest batch; 0 chooses by device, on the CPU by measuring.
         engine: What runs the graph on a GPU.
+        cpu_engine: What runs it on a CPU.
         precision: Which of the model's variants runs; ``model`` is the one that was published first.
         cache_dir: Where TensorRT keeps the engines that it has built.
     """
@@ -39,6 +41,7 @@ class Placement:
     threads: int = 1
     max_batch: int = 0
     engine: CudaEngine = "cuda"
+    cpu_engine: CpuEngine = "onnxruntime"
     precision: Precision = "model"
     cache_dir: Path | None = None
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -29,8 +30,10 @@ from app.inference.providers import (
 _LOG: Final = logging.getLogger(__name__)
 _OUTPUT_AXES: Final = {LOGITS_NAME: 2, FEATURES_NAME: 2, EVIDENCE_NAME: 3}
 _GPU_MAX_BATCH: Final = 32
-# The largest batch that is tried on a CPU: measured on two cores, 1 to 4 answer most pictures a second.
+# The largest batches that are tried on a CPU, in all and for each thread: measured on two cores, 1 to 4 pictures
+# for a thread answer most pictures a second.
 _CPU_MAX_BATCH: Final = 8
+_CPU_MAX_SHARE: Final = 4
 # How ONNX Runtime's allocators say that there is no room.
 _MEMORY_SIGNS: Final = ("out of memory", "bad_alloc", "failed to allocate", "bfcarena", "cuda_error_out_of_memory")
 
@@ -52,6 +55,19 @@ class Outputs:
 
     def __len__(self) -> int:
         return len(self.logits)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Outputs]") -> Self:
+        """Put the outputs of several calls behind one another; all have the same ones."""
+        if len(parts) == 1:
+            return cls(parts[0].logits, parts[0].features, parts[0].evidence)
+        features = [part.features for part in parts if part.features is not None]
+        evidence = [part.evidence for part in parts if part.evidence is not None]
+        return cls(
+            np.concatenate([part.logits for part in parts]),
+            np.concatenate(features) if features else None,
+            np.concatenate(evidence) if evidence else None,
+        )
 
     def row(self, index: int) -> "Outputs":
         """Return what is said of one picture: the same arrays without their first axis."""
@@ -88,7 +104,7 @@ class Session(Protocol):
 
 
 class OnnxSession:
-    """A model in ONNX Runtime."""
+    """A model in ONNX Runtime. On a CPU its `run` may be called by several threads at once."""
 
     def __init__(self, session: ort.InferenceSession, manifest: Manifest, placement: Placement) -> None:
         self._session = session
@@ -97,7 +113,7 @@ class OnnxSession:
         self._outputs = [node.name for node in session.get_outputs()]
         self.provider: str = session.get_providers()[0]
         on_gpu = self.provider in GPU_PROVIDERS
-        self.max_batch = placement.max_batch or (_GPU_MAX_BATCH if on_gpu else _CPU_MAX_BATCH)
+        self.max_batch = placement.max_batch or (_GPU_MAX_BATCH if on_gpu else cpu_max_batch(placement.threads))
         # On a GPU each new shape is a search for algorithms, so batches are padded to a few sizes and
         # their buffers stay on the device. A CPU has nothing to search, and padding would cost it real work.
         self._bound = (
@@ -131,7 +147,7 @@ class OnnxSession:
         providers = choose_providers(placement, gpu_seen, ort.get_available_providers(), shapes)
         raw = _create(path, providers, placement.threads)
         check_provider(placement, gpu_seen, raw.get_providers()[0])
-        _check_graph(raw, manifest)
+        check_graph([_node(node) for node in raw.get_inputs()], [_node(node) for node in raw.get_outputs()], manifest)
         return cls(raw, manifest, placement)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
@@ -150,6 +166,11 @@ class OnnxSession:
         if named[LOGITS_NAME].shape != (count, self._labels):
             raise InferenceError(f"The model gave logits of shape {named[LOGITS_NAME].shape} for {count} pictures.")
         return Outputs(**named)
+
+
+def cpu_max_batch(threads: int) -> int:
+    """Return the largest batch that is tried on a CPU."""
+    return max(_CPU_MAX_BATCH, _CPU_MAX_SHARE * threads)
 
 
 def batch_buckets(max_batch: int) -> tuple[int, ...]:
@@ -176,7 +197,8 @@ def _create(path: Path, providers: ProviderList, threads: int) -> ort.InferenceS
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     # Threads may spin between two operators, as is the default: measured on two cores, a lone picture is
-    # answered sooner then, and the throughput under load is no worse.
+    # answered sooner then. But not on after a run, when decoding wants their cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # ONNX Runtime prints what goes wrong with a provider; what matters of it is raised or logged here.
     with contextlib.redirect_stdout(io.StringIO()):
         if providers != [CPU_PROVIDER]:
@@ -191,22 +213,42 @@ def _create(path: Path, providers: ProviderList, threads: int) -> ort.InferenceS
     return session
 
 
-def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An input or output of a graph.
+
+    Attributes:
+        name: As in the graph.
+        dtype: NumPy's name of the type.
+        shape: None for a dynamic side.
+    """
+
+    name: str
+    dtype: str
+    shape: list[int | None]
+
+
+def check_graph(inputs: Sequence[Node], outputs: Sequence[Node], manifest: Manifest) -> None:
+    """Refuse a graph that is not what its manifest says.
+
+    Raises:
+        ModelIntegrityError: Other inputs or outputs.
+    """
     side = manifest.preprocessing.size_px
-    inputs = [(node.name, node.type, _fixed(node.shape)) for node in session.get_inputs()]
-    outputs = {node.name: (node.type, len(node.shape)) for node in session.get_outputs()}
-    logits = [_fixed(node.shape) for node in session.get_outputs() if node.name == LOGITS_NAME]
-    wanted_inputs = [(INPUT_NAME, "tensor(uint8)", [None, side, side, 3])]
-    known = {name: ("tensor(float)", axes) for name, axes in _OUTPUT_AXES.items()}
-    if inputs != wanted_inputs:
-        raise ModelIntegrityError(f"The graph's input is {inputs}; the manifest wants {wanted_inputs}.")
-    if logits != [[None, len(manifest.labels)]] or not outputs.items() <= known.items():
+    wanted_inputs = [Node(INPUT_NAME, "uint8", [None, side, side, 3])]
+    if list(inputs) != wanted_inputs:
+        raise ModelIntegrityError(f"The graph's input is {list(inputs)}; the manifest wants {wanted_inputs}.")
+    known = {name: ("float32", axes) for name, axes in _OUTPUT_AXES.items()}
+    found = {node.name: (node.dtype, len(node.shape)) for node in outputs}
+    logits = [node.shape for node in outputs if node.name == LOGITS_NAME]
+    if logits != [[None, len(manifest.labels)]] or not found.items() <= known.items():
         raise ModelIntegrityError(
-            f"The graph's outputs are {outputs}; wanted are {LOGITS_NAME} of shape (batch, {len(manifest.labels)}), "
+            f"The graph's outputs are {found}; wanted are {LOGITS_NAME} of shape (batch, {len(manifest.labels)}), "
             f"and, if at all, {FEATURES_NAME} and {EVIDENCE_NAME}, each with its type and number of axes as in {known}."
         )
 
 
-def _fixed(shape: list[int | str | None]) -> list[int | None]:
-    """Replace the names of dynamic dimensions by None."""
-    return [side if isinstance(side, int) else None for side in shape]
+def _node(node: ort.NodeArg) -> Node:
+    """Read a node as ONNX Runtime describes it: dynamic sides have names, and types read ``tensor(float)``."""
+    dtype = node.type.removeprefix("tensor(").removesuffix(")").replace("float", "float32")
+    return Node(node.name, dtype, [side if isinstance(side, int) else None for side in node.shape])

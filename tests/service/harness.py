@@ -26,9 +26,10 @@ from app.inference.batcher import Batcher
 from app.inference.classifier import Classifier, Decoders
 from app.inference.engine import Serving
 from app.inference.loader import Errand, LoadedModel, Loader, OpenSession
+from app.inference.opening import open_session as open_by_placement
 from app.inference.providers import Placement
 from app.inference.registry import Installed, ModelRef, Registry
-from app.inference.session import OnnxSession, Outputs, Session
+from app.inference.session import Outputs, Session
 from app.main import create_app
 from app.security.keys import new_key
 from app.services import Services
@@ -108,7 +109,7 @@ async def hanging_up(
     return sent
 
 
-def loader_of(models_dir: Path, *placements: Placement, open_session: OpenSession = OnnxSession.create) -> Loader:
+def loader_of(models_dir: Path, *placements: Placement, open_session: OpenSession = open_by_placement) -> Loader:
     return Loader(Registry(models_dir), placements or [Placement(device="cpu", max_batch=2)], open_session)
 
 
@@ -121,7 +122,7 @@ def load(
     models_dir: Path,
     *placements: Placement,
     ref: ModelRef | None = None,
-    open_session: OpenSession = OnnxSession.create,
+    open_session: OpenSession = open_by_placement,
 ) -> LoadedModel:
     """Load a model as the service does, without a worker."""
     loader = loader_of(models_dir, *placements, open_session=open_session)
@@ -132,6 +133,15 @@ def loaded(session: Session, manifest: Manifest) -> LoadedModel:
     """Give a session the look of a loaded model."""
     installed = Installed(ModelRef(manifest.name, manifest.version), manifest, {}, None)
     return LoadedModel(installed, manifest, (session,), manifest.precision)
+
+
+def assert_alike(answered: Outputs, expected: Outputs) -> None:
+    """Compare all that two sessions say of the same pictures."""
+    np.testing.assert_allclose(answered.logits, expected.logits, rtol=0, atol=1e-4)
+    for ours, theirs in ((answered.features, expected.features), (answered.evidence, expected.evidence)):
+        assert ours is not None
+        assert theirs is not None
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
 
 
 def serve_with(app: FastAPI, session: FakeSession, queue_limit: int = 4) -> None:
@@ -145,7 +155,7 @@ def serve_with(app: FastAPI, session: FakeSession, queue_limit: int = 4) -> None
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, wait: bool = True, open_session: OpenSession = OnnxSession.create
+    settings: Settings, *, wait: bool = True, open_session: OpenSession = open_by_placement
 ) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
     """Run the application in this process; `wait` until its model is loaded or has failed."""
     app = create_app(settings, open_session=open_session)

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from app.core.spec import MODEL_FILE, Manifest
 from app.inference.loader import OpenSession
+from app.inference.opening import open_session as open_by_placement
 from app.inference.providers import Placement
 from app.inference.session import OnnxSession
 from app.settings import Settings
@@ -46,7 +47,7 @@ async def client(models: Path) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def served(
-    settings: Settings, open_session: OpenSession = OnnxSession.create
+    settings: Settings, open_session: OpenSession = open_by_placement
 ) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
     """Run the application; its client is an admin."""
     async with running(settings, open_session=open_session) as (app, client):

@@ -1,0 +1,47 @@
+"""Open the session that a placement asks for: on a GPU or a CPU, and there by the engine of choice."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+from app.core.spec import Manifest
+from app.inference.openvino import OpenVinoSession
+from app.inference.providers import CPU_PROVIDER, Placement, gpu_count
+from app.inference.session import OnnxSession, Session
+from app.inference.shares import SharingSession
+
+
+def open_session(path: Path, manifest: Manifest, placement: Placement) -> Session:
+    """Load a graph where and how it shall run; it has not run yet.
+
+    Args:
+        path: The graph.
+        manifest: What it must look like.
+        placement: Where and how it shall run.
+
+    Raises:
+        ProviderError: A device, an engine or a precision is demanded and can't be had.
+        ModelIntegrityError: The file is no graph, or not one with these inputs and outputs.
+    """
+    on_cpu = placement.device == "cpu" or (placement.device == "auto" and gpu_count() <= placement.gpu_index)
+    if on_cpu and _wants_openvino(placement):
+        return _openvino(path, manifest, placement)
+    session = OnnxSession.create(path, manifest, placement)
+    if session.provider != CPU_PROVIDER or placement.threads == 1:
+        return session
+    narrow = OnnxSession.create(path, manifest, replace(placement, device="cpu", threads=1))
+    return SharingSession(session, narrow, placement.threads)
+
+
+def _wants_openvino(placement: Placement) -> bool:
+    if placement.cpu_engine == "auto":
+        return importlib.util.find_spec("openvino") is not None
+    return placement.cpu_engine == "openvino"
+
+
+def _openvino(path: Path, manifest: Manifest, placement: Placement) -> Session:
+    wide = OpenVinoSession.create(path, manifest, placement, streams=1)
+    if placement.threads == 1:
+        return wide
+    narrow = OpenVinoSession.create(path, manifest, placement, streams=placement.threads)
+    return SharingSession(wide, narrow, placement.threads)

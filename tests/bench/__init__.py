@@ -1,0 +1,1 @@
+"""The benchmark behind `make bench`: this service and its peers, side by side, with the same weights and client."""

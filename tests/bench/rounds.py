@@ -1,0 +1,201 @@
+"""One measurement of one contender: started, asked under several loads, and stopped."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.bench.client import BadAnswerError, Request, load, once
+from tests.bench.contenders import ROOT, Contender, variables
+from tests.bench.processes import Processes, split_cpus
+
+_START_LIMIT_S: Final = 180.0
+_PAUSE_S: Final = 0.05
+_MANY: Final = 64
+_COMPARED: Final = "PNG"
+
+
+class StartError(Exception):
+    """A contender does not start; the message has its last words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        models_dir: With `model` in it, as the service wants it.
+        model: The folder of the model that all of them run.
+        environments: Where the peers' environments are; None runs all in this one.
+        connections: Numbers of connections.
+        seconds: Of each measurement.
+        pictures: Encoded pictures by format; PNG is among them and is what contenders are compared with.
+        folder: For the contenders' output.
+    """
+
+    models_dir: Path
+    model: Path
+    environments: Path | None
+    connections: Sequence[int]
+    seconds: float
+    pictures: dict[str, list[bytes]]
+    folder: Path
+
+
+@contextmanager
+def started(contender: Contender, plan: Plan, port: int) -> Iterator[tuple[Processes, float]]:
+    """Start a contender and wait for its first answer; give its processes and the seconds that it took.
+
+    Raises:
+        StartError: It ended, or gave no answer in three minutes.
+    """
+    server_cpus, _ = split_cpus()
+    command = [contender.python(plan.environments), *(part.format(port=port) for part in contender.command)]
+    environment = variables(
+        contender, port=port, models_dir=plan.models_dir, model=plan.model, threads=len(server_cpus)
+    )
+    log = plan.folder / f"{contender.name}.log"
+    began_s = time.perf_counter()
+    with Processes(command, cwd=ROOT, environment=environment, cpus=server_cpus, log=log) as processes:
+        while not _answers(port, contender.ask(plan.pictures[_COMPARED][:1])):
+            if processes.ended or time.perf_counter() - began_s > _START_LIMIT_S:
+                raise StartError(f"{contender.name} does not start:\n{log.read_text(errors='replace')[-2000:]}")
+            time.sleep(_PAUSE_S)
+        yield processes, time.perf_counter() - began_s
+
+
+def measure(contender: Contender, plan: Plan, *, formats: bool = False) -> dict[str, Any]:
+    """Measure a contender once.
+
+    Args:
+        contender: Who.
+        plan: What.
+        formats: Whether to measure each picture format and many pictures in one request too.
+
+    Returns:
+        ``start_s``, ``rss_bytes`` and ``loads`` by number of connections; with `formats` also those.
+
+    Raises:
+        StartError: It does not start.
+        BadAnswerError: It answered with something else than 200.
+    """
+    port = free_port()
+    with started(contender, plan, port) as (processes, start_s):
+        ask = contender.ask(plan.pictures[_COMPARED][:1])
+        _loaded(processes, port, ask, max(plan.connections), plan.seconds / 4)  # warm-up, not counted
+        loads = {str(count): _loaded(processes, port, ask, count, plan.seconds) for count in plan.connections}
+        measured: dict[str, Any] = {"start_s": start_s, "loads": loads}
+        if formats:
+            measured["formats"] = {
+                name: _loaded(processes, port, contender.ask(pictures[:1]), 16, plan.seconds)
+                for name, pictures in plan.pictures.items()
+            }
+        if formats and contender.many:
+            pictures = plan.pictures[_COMPARED]
+            many = contender.ask([pictures[index % len(pictures)] for index in range(_MANY)])
+            measured["many"] = {"pictures": _MANY} | _loaded(processes, port, many, 2, plan.seconds, _MANY)
+        measured["rss_bytes"] = processes.rss_bytes()
+    return measured
+
+
+def linearity(contender: Contender, plan: Plan, images: int, parts: int = 10) -> list[dict[str, float]]:
+    """Ask for so many pictures at 16 connections, and note rate and memory after each of the parts."""
+    port, noted = free_port(), []
+    with started(contender, plan, port) as (processes, _):
+        ask = contender.ask(plan.pictures[_COMPARED][:1])
+        answered = 0
+        while answered < images:
+            began = answered
+            began_s = time.perf_counter()
+            while answered - began < images / parts:
+                answered += asyncio.run(load(port, ask, connections=16, seconds=1)).answers
+            rate = (answered - began) / (time.perf_counter() - began_s)
+            noted.append({"images": answered, "per_second": rate, "rss_bytes": processes.rss_bytes()})
+    return noted
+
+
+def folder_run(contender: Contender, plan: Plan, images: int) -> dict[str, float]:
+    """Have `leukoscope predict` answer a folder of so many pictures."""
+    cells = plan.folder / f"cells-{images}"
+    cells.mkdir(exist_ok=True)
+    pictures = plan.pictures[_COMPARED]
+    for index in range(images):
+        (cells / f"cell_{index:06}.png").write_bytes(pictures[index % len(pictures)])
+    command = [contender.python(plan.environments), "-m", "app.cli", "predict", str(cells), "--fresh"]
+    out = plan.folder / f"answers-{images}.csv"
+    cpus, _ = split_cpus()
+    environment = variables(contender, port=1, models_dir=plan.models_dir, model=plan.model, threads=len(cpus))
+    peak, began_s = 0, time.perf_counter()
+    with Processes(
+        [*command, "--out", str(out)], cwd=ROOT, environment=environment, cpus=cpus, log=plan.folder / "folder.log"
+    ) as processes:
+        while not processes.ended:
+            peak = max(peak, processes.rss_bytes())
+            time.sleep(_PAUSE_S)
+    seconds = time.perf_counter() - began_s
+    rows = len(out.read_text(encoding="utf-8").splitlines()) - 1
+    return {"images": images, "rows": rows, "seconds": seconds, "per_second": images / seconds, "peak_rss_bytes": peak}
+
+
+def ceiling(python: str, plan: Plan) -> dict[str, float]:
+    """Measure bare decoding and running, in a process of its own.
+
+    Returns:
+        ``decode_s``, ``run_s`` of a lone picture and ``best_run_s`` per picture of the best batch, all on the
+        server's CPUs, and the ``per_second`` that they would allow together.
+
+    Raises:
+        StartError: The model does not run.
+    """
+    cpus, _ = split_cpus()
+    picture = plan.folder / "cell.png"
+    picture.write_bytes(plan.pictures[_COMPARED][0])
+    out = plan.folder / "bare.log"
+    out.write_bytes(b"")
+    command = [python, "-m", "tests.bench.servers.bare", str(picture), str(plan.seconds / 4)]
+    bare = Contender("bare", "", ())
+    environment = variables(bare, port=1, models_dir=plan.models_dir, model=plan.model, threads=len(cpus))
+    with Processes(command, cwd=ROOT, environment=environment, cpus=cpus, log=out) as processes:
+        while not processes.ended:
+            time.sleep(_PAUSE_S)
+    lines = out.read_text(encoding="utf-8").splitlines()
+    if not lines or not lines[-1].startswith("{"):
+        raise StartError(f"{bare.name}: the model does not run:\n{lines[-10:]}")
+    measured: dict[str, float] = json.loads(lines[-1])
+    measured["per_second"] = 1 / (measured["best_run_s"] + measured["decode_s"] / len(cpus))
+    return measured
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _loaded(
+    processes: Processes, port: int, request: Request, connections: int, seconds: float, images: int = 1
+) -> dict[str, float]:
+    before_s = processes.cpu_s()
+    seen = asyncio.run(load(port, request, connections=connections, seconds=seconds))
+    return {
+        "images_per_second": seen.per_second * images,
+        "p50_s": seen.quantile_s(0.5),
+        "p99_s": seen.quantile_s(0.99),
+        "cpu_s_per_image": (processes.cpu_s() - before_s) / (seen.answers * images),
+        "answers": seen.answers,
+    }
+
+
+def _answers(port: int, request: Request) -> bool:
+    try:
+        asyncio.run(once(port, request))
+    except (OSError, EOFError, BadAnswerError, TimeoutError):
+        return False
+    return True

@@ -1,0 +1,34 @@
+"""What every peer computes: the service's own decoding, then ONNX Runtime, then a softmax."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from app.core.imaging import decode, preprocess
+from app.core.postprocess import postprocess
+from app.core.spec import INPUT_NAME, LOGITS_NAME, MODEL_FILE, Manifest
+
+
+class Model:
+    """The model that `BENCH_MODEL` names, in ONNX Runtime on the CPU, with `BENCH_THREADS` threads."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        """Load the model.
+
+        Args:
+            threads: In place of `BENCH_THREADS`.
+        """
+        folder = Path(os.environ["BENCH_MODEL"])
+        self.manifest = Manifest.load(folder)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or int(os.environ["BENCH_THREADS"])
+        self.session = ort.InferenceSession(folder / MODEL_FILE, options, providers=["CPUExecutionProvider"])
+
+    def answer(self, data: bytes) -> dict[str, Any]:
+        """Answer one encoded picture."""
+        image = preprocess(decode(data), self.manifest.preprocessing)
+        logits = self.session.run([LOGITS_NAME], {INPUT_NAME: image[None]})[0]
+        prediction = postprocess(logits[0], self.manifest)
+        return {"label": prediction.label, "probabilities": prediction.probabilities}
