@@ -61,9 +61,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             ),
             "ece_without_temperature": expected_calibration_error(softmax(by_part["test"])[:, ALL], truth["test"]),
             "review": _describe_review(band, probability["test"], truth["test"]),
-            "subjects": per_subject(
-                probability["test"], truth["test"], data.cells["subject"].to_numpy()[parts["test"]]
-            ),
+            "subjects": per_subject(probability["test"], truth["test"], data.subjects[parts["test"]]),
         },
     }
     (run.folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

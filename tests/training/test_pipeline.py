@@ -14,9 +14,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
 
 from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Manifest
-from tests.training.conftest import feature_config, run_config
+from tests.training.conftest import feature_config, run_config, write_toml
 from training.cli import app
-from training.config import RunConfig
 from training.data.arrays import load_inputs
 from training.distil import distil, unexplained_variance
 from training.errors import ConfigError, DataError, ParityError, RunError
@@ -57,7 +56,7 @@ def test_a_fit_changes_the_weights_and_logs_its_figures(fitted: Run) -> None:
 
 
 def test_frozen_statistics_stay_as_they_started(fitted: Run) -> None:
-    fresh = create("efficientnet-b3").state_dict()
+    fresh = create("efficientnet-b3", 40).state_dict()
     state = weights(fitted)
     name = "backbone.blocks.3.0.bn1.running_var"
     assert torch.equal(state[name], fresh[name])
@@ -103,12 +102,21 @@ def test_another_configuration_can_not_go_on_in_the_same_folder(fitted: Run, dra
         fit(run_config(seed=8), drawn_index, fitted.folder, progress=False)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
+def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_epoch_stays(
     drawn_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.module.functional.cross_entropy", lambda *_, **__: torch.tensor(float("nan")))
-    with pytest.raises(RunError, match="the loss is nan"):
+    classify = CellModule._classify
+
+    def overflow_in_the_second_epoch(self: CellModule, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, penalty = classify(self, images)
+        return logits, penalty * (float("nan") if self.current_epoch else 1)
+
+    monkeypatch.setattr(CellModule, "_classify", overflow_in_the_second_epoch)
+    with pytest.raises(RunError, match="the loss is nan at step 2; the last checkpoint is that of the epoch before"):
         fit(run_config(), drawn_index, tmp_path / "nan", progress=False)
+    kept = torch.load(tmp_path / "nan" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
 
 
 def test_missing_start_weights_are_an_error(drawn_index: Path, tmp_path: Path) -> None:
@@ -245,8 +253,7 @@ def test_a_version_is_not_written_twice(exported: Path, fitted: Run) -> None:
 
 
 def test_the_commands_from_folder_to_model(drawn_index: Path, tmp_path: Path) -> None:
-    config = tmp_path / "tiny.toml"
-    config.write_text(toml(run_config(fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"})))
+    config = write_toml(run_config(fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"}), tmp_path / "tiny.toml")
     index, run, models = (str(tmp_path / name) for name in ("cells.parquet", "run", "models"))
     for words in (
         ["index", str(drawn_index.parent), "--out", index],
@@ -258,17 +265,3 @@ def test_the_commands_from_folder_to_model(drawn_index: Path, tmp_path: Path) ->
         assert result.exit_code == 0, f"{words}: {result.output}\n{result.exception!r}"
     assert Manifest.load(Path(models) / "tiny" / "0.1.0").version == "0.1.0"
     assert json.loads((Path(models) / "active.json").read_text()) == {"name": "tiny", "version": "0.1.0"}
-
-
-def toml(config: RunConfig) -> str:
-    """Enough TOML for these tables: JSON values, tables by their path."""
-    lines, tables = [], []
-    for key, value in config.model_dump(mode="json", exclude_none=True).items():
-        if isinstance(value, dict):
-            nested = {name: inner for name, inner in value.items() if isinstance(inner, dict)}
-            tables += [f"[{key}]", *(f"{n} = {json.dumps(v)}" for n, v in value.items() if n not in nested)]
-            for name, inner in nested.items():
-                tables += [f"[{key}.{name}]", *(f"{n} = {json.dumps(v)}" for n, v in inner.items())]
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    return "\n".join(lines + tables)
