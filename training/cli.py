@@ -40,6 +40,7 @@ NewRun = Annotated[
     Path | None,
     typer.Option(help="The run's folder, by default runs/<name>[-<split>]; an interrupted run goes on there."),
 ]
+Runs = Annotated[list[Path], typer.Argument(help="Folders of evaluated runs, or their report files.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, as made by 'fit'.")]
 
 
@@ -110,12 +111,17 @@ def fit_command(
 
 
 @app.command("evaluate")
-def evaluate_command(run: RunFolder) -> None:
-    """Judge a fitted run on subjects that it has not seen, and write report.json."""
+def evaluate_command(
+    run: RunFolder,
+    views: Annotated[int, typer.Option(help="Mirrored and turned views to average over: 1, 2, 4 or 8.")] = 1,
+) -> None:
+    """Judge a fitted run on its test part, and write report.json, report.html and predictions.parquet."""
     from training.evaluate import evaluate
     from training.run import Run
 
-    report = evaluate(Run(run))
+    if views not in {1, 2, 4, 8}:
+        raise typer.BadParameter(f"views are 1, 2, 4 or 8, not {views}")
+    report = evaluate(Run(run), views=views)
     table = Table("figure", "validation", "test", title=report["split"]["name"])
     for name in ("cells", "weighted_f1", "auroc", "accuracy", "sensitivity", "specificity", "ece"):
         table.add_row(name, *(f"{report[part][name]:.4g}" for part in ("validation", "test")))
@@ -129,6 +135,9 @@ def export_command(
         str | None, typer.Option(help="Semantic version of the new model; by default one minor version on.")
     ] = None,
     models: Annotated[Path, typer.Option(help="Folder of all models.")] = Path("models"),
+    precision: Annotated[
+        str, typer.Option(help="fp32, or int8 for convolutions with 8 bits; the loss is measured and stated.")
+    ] = "fp32",
     activate: Annotated[
         bool, typer.Option(help="Name it in MODELS/active.json: the service's next start serves it.")
     ] = False,
@@ -138,11 +147,55 @@ def export_command(
     from training.export import export, next_version
     from training.run import Run
 
+    if precision not in {"fp32", "int8"}:
+        raise typer.BadParameter(f"precision is fp32 or int8, not {precision}")
     made = Run(run)
-    folder = export(made, models, version or next_version(models / made.config().name))
+    number = version or next_version(models / made.config().name)
+    folder = export(made, models, number, precision="int8" if precision == "int8" else "fp32")
     console.print(f"{folder}: exported")
     if activate:
         activate_model(folder)
+
+
+@app.command("sheet")
+def sheet_command(
+    config: Annotated[Path, typer.Argument(help="A TOML file of a classifier's run.")],
+    index: IndexFile = DEFAULT_INDEX,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = RUNS / "sheet.png",
+    cells: Annotated[int, typer.Option(min=1, max=64, help="Rows.")] = 8,
+    views: Annotated[int, typer.Option(min=1, max=32, help="Augmented pictures of each cell.")] = 7,
+    changes: Changes = None,
+) -> None:
+    """Write a contact sheet: what the model will see, first as preprocessed, then as augmented."""
+    from training.config import RunConfig, load_config
+    from training.sheet import contact_sheet
+
+    settings = load_config(config, RunConfig, changes=changes or ())
+    contact_sheet(settings, index, out, cells=cells, views=views)
+    console.print(f"{out}: {cells} cells, each once as it is and {views} times augmented")
+
+
+@app.command("compare")
+def compare_command(runs: Runs) -> None:
+    """Show evaluated runs side by side."""
+    from training.compare import head, read_reports, row
+
+    table = Table(*head())
+    for judged in read_reports(runs):
+        table.add_row(*row(judged))
+    console.print(table)
+
+
+@app.command("results")
+def results_command(
+    runs: Runs, out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("training/RESULTS.md")
+) -> None:
+    """Write the results of evaluated runs, beside what the notebooks published."""
+    from training.compare import read_reports, results_page
+
+    judged = read_reports(runs)
+    out.write_text(results_page(judged), encoding="utf-8")
+    console.print(f"{out}: {len(judged)} runs")
 
 
 def default_run(name: str, split: str | None) -> Path:

@@ -18,6 +18,7 @@ CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 PREDICTIONS_FILE: Final = "predictions.parquet"
 REPORT_FILE: Final = "report.json"
+PAGE_FILE: Final = "report.html"
 CHECKPOINTS: Final = "checkpoints"
 
 
