@@ -36,11 +36,21 @@ class Metrics:
         )
         self.rejected = self._counter(
             "leukoscope_rejected_total",
-            "Requests, and single pictures of answered requests, that were refused.",
+            "Requests that were refused whole, and single pictures that can't be read.",
             ("reason",),
         )
+        # Each admitted picture ends in one of these, or in `predictions`, or is refused as unreadable.
+        self.admitted = self._counter("leukoscope_admitted_total", "Pictures that got a place in the queue.")
+        self.failed = self._counter(
+            "leukoscope_failed_total", "Admitted pictures that the model or a stop left without an answer.", ("reason",)
+        )
         self.cancelled = self._counter(
-            "leukoscope_cancelled_total", "Admitted pictures that were given up before an answer."
+            "leukoscope_cancelled_total",
+            "Admitted pictures that were given up before an answer: time over, or client gone.",
+        )
+        self.audit_records = self._counter("leukoscope_audit_records_total", "Answers written to the audit log.")
+        self.audit_failures = self._counter(
+            "leukoscope_audit_failures_total", "Answers that could not be written to the audit log."
         )
 
     def _define_answers(self) -> None:
@@ -51,6 +61,23 @@ class Metrics:
             "leukoscope_prediction_confidence", "Confidence of the answers.", _CONFIDENCE_BUCKETS
         )
         self.review = self._counter("leukoscope_review_total", "Answers that a person should look at.", ("reason",))
+        self.reviewed = self._counter(
+            "leukoscope_reviewed_total",
+            "Answers that a person should look at, each once whatever its reasons.",
+            ("model", "version"),
+        )
+        self.baseline_review_share = self._gauge(
+            "leukoscope_baseline_review_share", "Share of answers to review that is expected.", ("model", "version")
+        )
+        self.baseline_all_share = self._gauge(
+            "leukoscope_baseline_all_share",
+            "Share of the label ALL that is expected.",
+            ("model", "version"),
+        )
+        self.ready = self._gauge("leukoscope_ready", "1 while predictions are answered, as in /readyz.")
+        self.gpu_expected = self._gauge(
+            "leukoscope_gpu_expected", "1 if a GPU is asked for, or taken where there is one and one is there."
+        )
         self.model_info = self._gauge(
             "leukoscope_model_info",
             "The model that is served; always 1.",
@@ -70,6 +97,11 @@ class Metrics:
         self.batch_size = self._histogram("leukoscope_batch_size", "Pictures in one batch.", _BATCH_BUCKETS)
         self.queue_depth = self._gauge("leukoscope_queue_depth", "Pictures admitted and not yet answered.")
         self.queue_limit = self._gauge("leukoscope_queue_limit", "Pictures admitted at most.")
+        self.queue_bytes = self._gauge("leukoscope_queue_bytes", "Bytes of uploads held in memory.")
+        self.queue_limit_bytes = self._gauge("leukoscope_queue_limit_bytes", "Bytes of uploads held at most.")
+        self.model_switches = self._counter(
+            "leukoscope_model_switches_total", "Changes of the served model that were asked for.", ("result",)
+        )
 
     def _histogram(self, name: str, meaning: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
         return Histogram(name, meaning, labels, registry=self._registry, buckets=buckets)

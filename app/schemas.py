@@ -76,10 +76,11 @@ class Problem(_Answer):
     ] = None
 
 
-class Alive(_Answer):
-    """The process runs."""
+class Liveness(_Answer):
+    """Whether the process runs, or nothing but a restart helps."""
 
-    status: Literal["alive"] = "alive"
+    status: Literal["alive", "hung"]
+    reason: str | None
 
 
 class Provider(_Answer):
@@ -115,6 +116,7 @@ class ModelList(_Answer):
     """What is installed."""
 
     active: ModelName | None
+    resident: Annotated[list[ModelName], Field(description="All that answer now, by ?model=.")]
     models: list[InstalledModel]
 
 
@@ -122,3 +124,71 @@ class ActiveModel(InstalledModel):
     """What is served, and where it runs."""
 
     provider: Provider
+    precision: Annotated[str, Field(description="Of the arithmetic that runs, such as fp32.")]
+    max_batch: Annotated[int, Field(description="Most pictures in one run of the model.")]
+
+
+class ModelChoice(BaseModel):
+    """Which installed model is to be served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=100, examples=["efficientnet-b3"])]
+    version: Annotated[str, Field(min_length=1, max_length=100, examples=["1.0.0"])]
+
+
+class SwitchedModel(ActiveModel):
+    """What is served from now on."""
+
+    persisted: Annotated[bool, Field(description="Whether the next start will serve it too.")]
+    persist_problem: Annotated[str | None, Field(description="Why not.")]
+
+
+class V2Error(_Answer):
+    """An error in the Open Inference Protocol."""
+
+    error: str
+
+
+class V2Server(_Answer):
+    """What the server is, in the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class V2Live(_Answer):
+    """The server can go on."""
+
+    live: Literal[True] = True
+
+
+class V2Ready(_Answer):
+    """The server answers inference requests now."""
+
+    ready: Literal[True] = True
+
+
+class V2ModelReady(V2Ready):
+    """The model answers inference requests now."""
+
+    name: str
+
+
+class V2Tensor(_Answer):
+    """One input or output."""
+
+    name: str
+    datatype: str
+    shape: Annotated[list[int], Field(description="-1 is any length.")]
+
+
+class V2Model(_Answer):
+    """What a model takes and gives, in the Open Inference Protocol."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: Annotated[list[V2Tensor], Field(description="A request has exactly one of them.")]
+    outputs: list[V2Tensor]

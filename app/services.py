@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
+from starlette.applications import Starlette
 from starlette.requests import Request
 
 from app.inference.engine import Engine
 from app.metrics import Metrics
+from app.security.audit import AuditLog
+from app.security.keys import AccessKeys
 from app.settings import Settings
 
 
@@ -18,13 +21,20 @@ class Services:
     settings: Settings
     metrics: Metrics
     engine: Engine
+    keys: AccessKeys
+    audit: AuditLog | None
+
+
+def services_in(app: Starlette) -> Services:
+    """Return the services of an application that has started."""
+    services = app.state.services
+    assert isinstance(services, Services)  # noqa: S101 - app.state is untyped; this narrows it
+    return services
 
 
 def services_of(request: Request) -> Services:
     """Return the services of the application that got this request."""
-    services = request.app.state.services
-    assert isinstance(services, Services)  # noqa: S101 - app.state is untyped; this narrows it
-    return services
+    return services_in(request.app)
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]

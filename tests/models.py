@@ -54,7 +54,7 @@ def write_models(
 
 
 def build_graph(seed: int = 0, *, size_px: int = SIZE_PX, labels: int = 2, output: str = "logits") -> onnx.ModelProto:
-    """Build image → normalise → convolution → mean over the picture → logits."""
+    """Build image → normalise → convolution → mean over the picture → logits, features and evidence."""
     rng = np.random.default_rng(seed)
     weights = {
         "mean": np.array(PREPROCESSING.mean, dtype=np.float32),
@@ -63,6 +63,9 @@ def build_graph(seed: int = 0, *, size_px: int = SIZE_PX, labels: int = 2, outpu
         "head": rng.normal(0, 2.0, size=(4, labels)).astype(np.float32),
         "bias": np.zeros(labels, dtype=np.float32),
     }
+    # What each channel adds to the margin of the first label over the last.
+    weights["margin"] = (weights["head"][:, 0] - weights["head"][:, -1]).reshape(1, 4, 1, 1)
+    weights["channel"] = np.array([1])
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["float", "mean"], ["centred"]),
@@ -73,12 +76,18 @@ def build_graph(seed: int = 0, *, size_px: int = SIZE_PX, labels: int = 2, outpu
         helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["features"]),
         helper.make_node("Gemm", ["features", "head", "bias"], [output]),
+        helper.make_node("Conv", ["active", "margin"], ["map"]),
+        helper.make_node("Squeeze", ["map", "channel"], ["evidence"]),
     ]
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size_px, size_px, 3])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", labels])],
+        [
+            helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", labels]),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 4]),
+            helper.make_tensor_value_info("evidence", TensorProto.FLOAT, ["batch", None, None]),
+        ],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)

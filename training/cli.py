@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.core.errors import LeukoscopeError
+from app.core.spec import write_active
 from training.data.index import INDEX_FILE, build_index, write_index
 from training.errors import TrainingError
 
@@ -143,7 +144,6 @@ def export_command(
     ] = False,
 ) -> None:
     """Write MODELS/<name>/<version> with graph, manifest, report and card."""
-    from training.export import activate as activate_model
     from training.export import export, next_version
     from training.run import Run
 
@@ -154,7 +154,7 @@ def export_command(
     folder = export(made, models, number, precision="int8" if precision == "int8" else "fp32")
     console.print(f"{folder}: exported")
     if activate:
-        activate_model(folder)
+        write_active(models, folder.parent.name, folder.name)
 
 
 @app.command("sheet")

@@ -174,13 +174,14 @@ def load_config(
 ) -> AnyConfig:
     """Read a run's configuration.
 
-    Paths in it are relative to the working folder.
+    Paths in it are relative to the working folder. With ``extends = "other.toml"`` it holds only
+    what differs from another file beside it.
 
     Args:
         path: A TOML file.
         kind: `RunConfig` or `FeatureRunConfig`.
         start_file: Start weights to use instead of ``model.start.file``; a start that names no
-            file becomes one of kind ``file``.
+            file becomes one of kind ``file``, whose licence can then only be given by `changes`.
         split: Another split in short: ``image``, ``preliminary``, ``fold:<test fold>``, ``subject:<part>``.
         changes: Other keys to replace, each as ``table.key=value`` with a TOML value.
 
@@ -188,7 +189,7 @@ def load_config(
         ConfigError: Missing, no TOML, a key unknown or missing, or a value out of range.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = _read(path)
         for change in [*_start(tables, start_file), *_split(split), *changes]:
             _replace(tables, change)
         return kind.model_validate(tables)
@@ -201,12 +202,32 @@ def load_config(
         raise ConfigError(f"{path}: {problems}") from error
 
 
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file's tables over those of the file that it extends."""
+    if path in above:
+        raise ConfigError(f"{path}: it extends itself")
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    base = tables.pop("extends", None)
+    if base is None:
+        return tables
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends names a file, not {base!r}")
+    merged = _read(path.parent / base, (*above, path))
+    # Other start weights are another start: nothing of the base's remains.
+    if "start" in tables.get("model", {}) and "kind" in tables["model"]["start"]:
+        merged.get("model", {}).pop("start", None)
+    _merge(merged, tables)
+    return merged
+
+
 def _start(tables: dict[str, Any], file: Path | None) -> list[str]:
     if file is None:
         return []
     kind = tables.get("model", {}).get("start", {}).get("kind", "random")
-    whole = [] if kind == "grown" else ["model.start.kind='file'"]
-    return [*whole, f"model.start.file='{file}'"]
+    named = [f"model.start.file='{file}'"]
+    if kind == "grown":
+        return named
+    return [*named, "model.start.kind='file'", "model.start.licence='not stated: a file named on the command line'"]
 
 
 def _split(words: str | None) -> list[str]:

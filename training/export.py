@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from app.core.imaging import decode, preprocess
 from app.core.postprocess import softmax
-from app.core.spec import ACTIVE_FILE, CARD_FILE, MANIFEST_FILE, MODEL_FILE, Golden, Manifest, Preprocessing, ReviewBand
+from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Golden, Manifest, Preprocessing, ReviewBand
 from app.core.spec import REPORT_FILE as MODEL_REPORT_FILE
 from training.card import model_card
 from training.config import DataConfig
@@ -114,14 +114,6 @@ def next_version(folder: Path) -> str:
         return "1.0.0"
     major, minor = max(numbers)
     return f"{major}.{minor + 1}.0"
-
-
-def activate(folder: Path) -> None:
-    """Name a model folder in ``active.json`` beside it."""
-    file = folder.parents[1] / ACTIVE_FILE
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({"name": folder.parent.name, "version": folder.name}, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
 
 
 def _parity_cells(data: Data) -> NDArray[np.uint8]:

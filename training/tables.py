@@ -99,7 +99,7 @@ class SplitConfig(Table):
 class InputConfig(Table):
     """From file to the network's input; the fields are those of `app.core.spec.Preprocessing`."""
 
-    crop_px: int | None
+    crop_px: int | None = None
     size_px: int
     resample: Resample
     denoise: Denoise = "none"

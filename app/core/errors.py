@@ -8,18 +8,29 @@ LeukoscopeError
 │   ├── MalformedFormError
 │   ├── UnsupportedMediaTypeError
 │   ├── BodyTooLargeError
-│   └── TooManyImagesError
+│   ├── TooManyImagesError
+│   └── TensorError
 ├── ServiceError                the service can't answer now
 │   ├── QueueFullError
 │   ├── DeadlineExceededError
 │   ├── NotReadyError
-│   └── InferenceError
+│   ├── SwitchInProgressError
+│   ├── InferenceError
+│   ├── DeviceMemoryError
+│   ├── AuditError
+│   └── ListenError
+├── AccessError                 who asks may not
+│   ├── UnauthenticatedError
+│   └── ForbiddenError
 └── ModelError                  what is installed under models/ is wrong
+    ├── ModelNotFoundError
     ├── ManifestError
     ├── ModelIntegrityError
     ├── GoldenMismatchError
     └── ProviderError
 """
+
+from typing import ClassVar
 
 
 class LeukoscopeError(Exception):
@@ -31,15 +42,25 @@ class InputError(LeukoscopeError):
 
 
 class ImageError(InputError):
-    """One picture can't be used."""
+    """One picture can't be used.
+
+    Attributes:
+        reason: The same for every occurrence, for metrics.
+    """
+
+    reason: ClassVar[str]
 
 
 class UndecodableImageError(ImageError):
     """The bytes are no picture of an accepted format, or a damaged one."""
 
+    reason = "undecodable-image"
+
 
 class ImageTooLargeError(ImageError):
     """The picture has more pixels than the service accepts."""
+
+    reason = "image-too-large"
 
 
 class MalformedFormError(InputError):
@@ -58,12 +79,16 @@ class TooManyImagesError(InputError):
     """The request has more pictures than the service accepts at once."""
 
 
+class TensorError(InputError):
+    """A request of the Open Inference Protocol is malformed, or its tensors are not the model's."""
+
+
 class ServiceError(LeukoscopeError):
     """The service can't answer now; nothing is wrong with the request."""
 
 
 class QueueFullError(ServiceError):
-    """As many pictures are waiting as the service admits.
+    """As many pictures, or bytes, are waiting as the service admits.
 
     Attributes:
         retry_after_s: When room is likely, in seconds.
@@ -82,12 +107,44 @@ class NotReadyError(ServiceError):
     """The service is starting, draining, or has no working model."""
 
 
+class SwitchInProgressError(ServiceError):
+    """Another change of the served model is under way."""
+
+
 class InferenceError(ServiceError):
     """The model failed on a batch, or gave numbers that are no answer."""
 
 
+class DeviceMemoryError(ServiceError):
+    """The device has no memory for a batch of this size; a smaller one may fit."""
+
+
+class ListenError(ServiceError):
+    """A port that was asked for can't be served."""
+
+
+class AuditError(ServiceError):
+    """The audit log can't be written or followed."""
+
+
+class AccessError(LeukoscopeError):
+    """The caller may not do this."""
+
+
+class UnauthenticatedError(AccessError):
+    """A key is needed, and none came, or an unknown one."""
+
+
+class ForbiddenError(AccessError):
+    """Whoever it is may not do this."""
+
+
 class ModelError(LeukoscopeError):
     """A model folder can't be served."""
+
+
+class ModelNotFoundError(ModelError):
+    """No model of this name and version is installed, or it is not one that answers now."""
 
 
 class ManifestError(ModelError):

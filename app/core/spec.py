@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
@@ -117,6 +118,28 @@ class Golden:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """The same model in another precision, such as ``fp16`` or ``int8``.
+
+    Attributes:
+        file: Its graph, beside ``model.onnx`` and with the same inputs and outputs.
+        logits: Its own answer to the golden picture, one number per label.
+        atol: Largest absolute difference of a logit that passes.
+        figures: Measured on the same cells as the report's, such as ``weighted_f1``.
+    """
+
+    file: str
+    logits: tuple[float, ...]
+    atol: float
+    figures: dict[str, float]
+
+    def __post_init__(self) -> None:
+        _require(_finite(*self.logits), "variants: logits: finite numbers")
+        _require(_finite(self.atol) and self.atol > 0, "variants: atol: a positive number")
+        _require(_finite(*self.figures.values()), "variants: figures: finite numbers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """All that the service must know of a model, and what its users may ask.
 
@@ -134,6 +157,7 @@ class Manifest:
         split: Name of the split that the figures were measured on.
         provenance: Data, start weights, configuration, seed, code version; free form.
         licence: Of the weights, with attributions; free form.
+        variants: The same model in other precisions, by their names.
     """
 
     name: str
@@ -149,6 +173,7 @@ class Manifest:
     split: str
     provenance: dict[str, Any]
     licence: dict[str, Any]
+    variants: dict[str, Variant] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -162,6 +187,10 @@ class Manifest:
             _require(Path(file).name == file and file not in {"", ".", ".."}, f"files: a plain file name, not {file!r}")
             _require(bool(_SHA256.fullmatch(digest)), f"files.{file}: 64 hexadecimal digits")
         _require(len(self.golden.logits) == len(self.labels), "golden.logits: one number per label")
+        for name, variant in self.variants.items():
+            _require(bool(_NAME.fullmatch(name)), f"variants: lower case, digits and '-', not {name!r}")
+            _require(variant.file in self.files, f"variants.{name}: {variant.file} is not among the files")
+            _require(len(variant.logits) == len(self.labels), f"variants.{name}: one logit per label")
 
     def to_json(self) -> str:
         """Return the manifest as indented JSON, ending in a line break."""
@@ -187,6 +216,7 @@ class Manifest:
                     "preprocessing": _preprocessing(raw["preprocessing"]),
                     "review": ReviewBand(**_object(ReviewBand, raw["review"], "review")),
                     "golden": _golden(raw["golden"]),
+                    "variants": {name: _variant(value) for name, value in raw.get("variants", {}).items()},
                 }
             )
         except (TypeError, AttributeError) as error:
@@ -213,7 +243,11 @@ def _object(cls: type[Any], raw: object, where: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ManifestError(f"{where}: expected an object, not {type(raw).__name__}")
     fields = {field.name for field in dataclasses.fields(cls)}
-    required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+    required = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
     _require(not (raw.keys() - fields), f"{where}: unknown keys {sorted(raw.keys() - fields)}")
     _require(not (required - raw.keys()), f"{where}: missing keys {sorted(required - raw.keys())}")
     return raw
@@ -227,3 +261,31 @@ def _preprocessing(raw: object) -> Preprocessing:
 def _golden(raw: object) -> Golden:
     values = _object(Golden, raw, "golden")
     return Golden(**values | {"logits": tuple(values["logits"])})
+
+
+def _variant(raw: object) -> Variant:
+    values = _object(Variant, raw, "variants")
+    return Variant(**values | {"logits": tuple(values["logits"])})
+
+
+def write_active(models: Path, name: str, version: str) -> None:
+    """Name in ``active.json`` the model that is to be served: whole or not at all.
+
+    Args:
+        models: The folder models/.
+        name: Of the model.
+        version: Of the model.
+
+    Raises:
+        OSError: The folder can't be written, or the disk is full; what was there is unchanged.
+    """
+    target = models / ACTIVE_FILE
+    part = target.with_suffix(".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"name": name, "version": version}, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

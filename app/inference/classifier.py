@@ -1,19 +1,24 @@
 """From bytes to predictions: the one place where decoding, batching and postprocessing meet."""
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.core import imaging
-from app.core.errors import DeadlineExceededError, ImageError
+from app.core.errors import DeadlineExceededError, DeviceMemoryError, ImageError, InferenceError, UndecodableImageError
 from app.core.postprocess import Prediction, postprocess
-from app.core.spec import Manifest
 from app.inference.batcher import Admission, Batcher
+from app.inference.loader import LoadedModel
+from app.inference.session import Outputs
 from app.metrics import Metrics
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,76 +29,147 @@ class Upload:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is said of one picture.
+
+    Attributes:
+        prediction: The label and how sure it is.
+        outputs: The model's own outputs, without a batch axis.
+    """
+
+    prediction: Prediction
+    outputs: Outputs
+
+
+Picture = Upload | NDArray[np.uint8]
+"""Encoded bytes, or the model's input as it is, shape ``(size_px, size_px, 3)``."""
+
+PictureError = ImageError | InferenceError | DeviceMemoryError
+"""What may be wrong with one picture and not with its neighbours."""
+
+
+class Decoders:
+    """Threads that decode pictures, shared by all models."""
+
+    def __init__(self, threads: int, max_pixels: int) -> None:
+        """Make the threads.
+
+        Args:
+            threads: How many pictures are decoded at once.
+            max_pixels: Most pixels of one picture.
+        """
+        self.threads = threads
+        self.max_pixels = max_pixels
+        # Of its own, so that decoding never waits behind other work of the default executor.
+        self.pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
 class Classifier:
     """Answers pictures with one model."""
 
-    def __init__(
-        self, manifest: Manifest, batcher: Batcher, metrics: Metrics, *, decode_threads: int, max_pixels: int
-    ) -> None:
+    def __init__(self, model: LoadedModel, batcher: Batcher, decoders: Decoders, metrics: Metrics) -> None:
         """Make a classifier.
 
         Args:
-            manifest: Of the model behind `batcher`.
+            model: What answers.
             batcher: Where preprocessed pictures go; already started.
+            decoders: Where pictures are decoded.
             metrics: Where answers are counted.
-            decode_threads: How many pictures are decoded at once.
-            max_pixels: Most pixels of one picture.
         """
-        self._manifest = manifest
+        self._model = model
         self._batcher = batcher
+        self._decoders = decoders
         self._metrics = metrics
-        self._max_pixels = max_pixels
-        # Of its own, so that decoding never waits behind other work of the default executor.
-        self._decoders = ThreadPoolExecutor(max_workers=decode_threads, thread_name_prefix="decode")
 
-    async def classify(self, uploads: Sequence[Upload], timeout_s: float) -> list[Prediction | ImageError]:
+    async def classify(self, pictures: Sequence[Picture], timeout_s: float) -> list[Prediction | PictureError]:
+        """Answer the pictures of one request; as `answer`, without the model's own outputs."""
+        answers = await self.answer(pictures, timeout_s)
+        return [answer.prediction if isinstance(answer, Answer) else answer for answer in answers]
+
+    async def answer(self, pictures: Sequence[Picture], timeout_s: float) -> list[Answer | PictureError]:
         """Answer the pictures of one request.
 
         Args:
-            uploads: In any number that the queue admits.
+            pictures: In any number that the queue admits.
             timeout_s: After it, what is not answered is given up.
 
         Returns:
-            For each upload, in the same order, its prediction, or what is wrong with it.
+            For each picture, in the same order, its answer, or why there is none.
 
         Raises:
             QueueFullError: No room; nothing was decoded.
             NotReadyError: The service is draining.
             DeadlineExceededError: `timeout_s` passed.
-            InferenceError: The model failed.
         """
-        with self._batcher.reserve(len(uploads)) as admission:
+        answers: dict[int, Answer | PictureError] = {}
+        pending = iter(enumerate(pictures))
+        with self._batcher.reserve(len(pictures), self._model.sessions) as admission:
             try:
                 async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._answer(upload.data, admission)) for upload in uploads]
+                    for _ in range(min(len(pictures), self._in_flight())):
+                        group.create_task(self._work(pending, admission, answers))
             except TimeoutError as error:
                 raise DeadlineExceededError(f"The answer was not there within {timeout_s:g} s.") from error
             except ExceptionGroup as group_error:
                 raise group_error.exceptions[0] from group_error
-        return [task.result() for task in tasks]
+        return [answers[index] for index in range(len(pictures))]
 
-    def close(self) -> None:
-        """Let the threads go."""
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+    def _in_flight(self) -> int:
+        """Pictures of one request that are decoded or wait at once.
 
-    async def _answer(self, data: bytes, admission: Admission) -> Prediction | ImageError:
-        loop = asyncio.get_running_loop()
+        Enough to keep decoders and devices busy, and no more: the pictures of a small request
+        must not wait until all of a large one are decoded.
+        """
+        return self._decoders.threads + 2 * sum(session.max_batch for session in self._model.sessions)
+
+    async def _work(
+        self,
+        pending: Iterator[tuple[int, Picture]],
+        admission: Admission,
+        answers: dict[int, Answer | PictureError],
+    ) -> None:
+        for index, picture in pending:
+            answers[index] = await self._answer(picture, admission)
+
+    async def _answer(self, picture: Picture, admission: Admission) -> Answer | PictureError:
         try:
-            image = await loop.run_in_executor(self._decoders, self._prepare, data)
+            image = await self._decoded(picture) if isinstance(picture, Upload) else picture
         except ImageError as error:
             admission.release()
+            self._metrics.count_rejected(error.reason)
             return error
-        prediction = postprocess(await admission.submit(image), self._manifest)
+        try:
+            outputs = await admission.submit(image)
+        except (InferenceError, DeviceMemoryError) as error:
+            return error
+        prediction = postprocess(outputs.logits, self._model.manifest)
         self._count(prediction)
-        return prediction
+        return Answer(prediction, outputs)
+
+    async def _decoded(self, upload: Upload) -> NDArray[np.uint8]:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders.pool, self._prepare, upload.data)
 
     def _prepare(self, data: bytes) -> NDArray[np.uint8]:
         with self._metrics.decode_seconds.time():
-            image = imaging.decode(data, max_pixels=self._max_pixels)
-            return imaging.preprocess(image, self._manifest.preprocessing)
+            try:
+                image = imaging.decode(data, max_pixels=self._decoders.max_pixels)
+                return imaging.preprocess(image, self._model.manifest.preprocessing)
+            except ImageError:
+                raise
+            except Exception as error:
+                _LOG.exception("the decoder broke on a picture of %d bytes", len(data))
+                raise UndecodableImageError("The picture can't be used: the decoder broke on it.") from error
 
     def _count(self, prediction: Prediction) -> None:
-        self._metrics.predictions.labels(self._manifest.name, self._manifest.version, prediction.label).inc()
+        manifest = self._model.manifest
+        self._metrics.predictions.labels(manifest.name, manifest.version, prediction.label).inc()
         self._metrics.confidence.observe(prediction.confidence)
+        if prediction.reasons:
+            self._metrics.reviewed.labels(manifest.name, manifest.version).inc()
         for reason in prediction.reasons:
             self._metrics.review.labels(reason).inc()

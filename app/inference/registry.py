@@ -1,30 +1,40 @@
-"""The folder models/: find, verify and load what is installed there."""
+"""The folder models/: find and verify what is installed there, and remember what is served."""
 
-import base64
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-
-from app.core import imaging
-from app.core.errors import GoldenMismatchError, ImageError, ManifestError, ModelError, ModelIntegrityError
-from app.core.spec import ACTIVE_FILE, MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest
-from app.inference.session import OnnxSession, Session
-from app.settings import Device
+from app.core.errors import ManifestError, ModelError, ModelIntegrityError, ModelNotFoundError
+from app.core.spec import ACTIVE_FILE, MANIFEST_FILE, REPORT_FILE, Manifest, write_active
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Name and version of a model."""
+    """Name and version of a model: the names of its folders."""
 
     name: str
     version: str
 
+    def __post_init__(self) -> None:
+        # They come from outside and become a path.
+        if not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", part) for part in (self.name, self.version)):
+            raise ModelNotFoundError(f"{self.name!r} and {self.version!r} are not the name and version of a model.")
+
     def __str__(self) -> str:
-        return f"{self.name} {self.version}"
+        return f"{self.name}@{self.version}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``name@version``.
+
+        Raises:
+            ModelNotFoundError: It is something else.
+        """
+        name, _, version = text.partition("@")
+        return cls(name, version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +52,6 @@ class Installed:
     manifest: Manifest | None
     report: dict[str, Any]
     problem: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A verified, warm model that has reproduced its golden output."""
-
-    installed: Installed
-    manifest: Manifest
-    session: Session
 
 
 class Registry:
@@ -76,10 +77,10 @@ class Registry:
         raw = _read_json(path)
         if raw.keys() != {"name", "version"}:
             raise ManifestError(f"{path}: expected the keys name and version, not {sorted(raw)}")
-        name, version = raw["name"], raw["version"]
-        if not all(isinstance(part, str) and Path(part).name == part for part in (name, version)):
-            raise ManifestError(f"{path}: name and version must be names of folders, not {name!r} and {version!r}")
-        return ModelRef(name, version)
+        try:
+            return ModelRef(str(raw["name"]), str(raw["version"]))
+        except ModelNotFoundError as error:
+            raise ManifestError(f"{path}: {error}") from error
 
     def inspect(self, ref: ModelRef) -> Installed:
         """Read and verify one folder; what is wrong with it stands in the result."""
@@ -97,33 +98,31 @@ class Registry:
             return Installed(ref, manifest, report, str(error))
         return Installed(ref, manifest, report, None)
 
-    def load(self, ref: ModelRef, *, device: Device, gpu_index: int, threads: int, max_batch: int) -> LoadedModel:
-        """Load a model until it is ready to answer. Takes seconds; call it in a thread.
-
-        Args:
-            ref: Which one.
-            device: See `OnnxSession.open`, as for the other arguments.
-            gpu_index: Which GPU.
-            threads: CPU threads.
-            max_batch: Largest batch; 0 chooses by device.
+    def verified(self, ref: ModelRef) -> Installed:
+        """Return a folder that can be loaded.
 
         Raises:
-            ModelError: A file is missing or changed, the graph does not fit the manifest, the wrong
-                provider runs, or the golden output is not reproduced.
+            ModelNotFoundError: There is no such folder.
+            ModelIntegrityError: Something is wrong with it.
         """
+        if not (self.folder(ref) / MANIFEST_FILE).is_file():
+            raise ModelNotFoundError(f"{ref} is not installed under {self._dir.name}/.")
         installed = self.inspect(ref)
-        if installed.manifest is None or installed.problem is not None:
-            raise ModelIntegrityError(installed.problem or f"{ref}: no manifest")
-        session = OnnxSession.open(
-            self._dir / ref.name / ref.version / MODEL_FILE,
-            installed.manifest,
-            device=device,
-            gpu_index=gpu_index,
-            threads=threads,
-            max_batch=max_batch,
-        )
-        check_golden(installed.manifest, session)
-        return LoadedModel(installed, installed.manifest, session)
+        if installed.problem is not None:
+            raise ModelIntegrityError(installed.problem)
+        return installed
+
+    def folder(self, ref: ModelRef) -> Path:
+        """Return where a model's files are."""
+        return self._dir / ref.name / ref.version
+
+    def activate(self, ref: ModelRef) -> None:
+        """Name in ``active.json`` what the next start shall serve.
+
+        Raises:
+            OSError: It can't be written; what was there is unchanged.
+        """
+        write_active(self._dir, ref.name, ref.version)
 
     def _verify(self, path: Path, digest: str) -> None:
         try:
@@ -136,32 +135,6 @@ class Registry:
             raise ModelIntegrityError(f"{path}: can't be read: {error}") from error
         if self._hashes[key] != digest:
             raise ModelIntegrityError(f"{path}: is not the file that the manifest names by its hash")
-
-
-def check_golden(manifest: Manifest, session: Session) -> None:
-    """Reproduce the stored output from the stored picture, through the same code as any request.
-
-    Raises:
-        GoldenMismatchError: Decoding, preprocessing or the model gives something else.
-    """
-    golden = manifest.golden
-    try:
-        image = imaging.decode(base64.b64decode(golden.image_png, validate=True))
-    except (TypeError, ValueError, ImageError) as error:
-        raise GoldenMismatchError(f"{manifest.name}: the golden picture can't be read: {error}") from error
-    array = imaging.preprocess(image, manifest.preprocessing)
-    if hashlib.sha256(array.tobytes()).hexdigest() != golden.input_sha256:
-        raise GoldenMismatchError(
-            f"{manifest.name}: the golden picture is preprocessed to other bytes than at export; "
-            "is this another version of Pillow?"
-        )
-    logits = session.run(array[None])[0]
-    expected = np.asarray(golden.logits)
-    if not np.allclose(logits, expected, rtol=0, atol=golden.atol):
-        raise GoldenMismatchError(
-            f"{manifest.name}: the golden output is {expected.tolist()}, but the model gives {logits.tolist()} "
-            f"on {session.provider} (at most {golden.atol} apart is right)"
-        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

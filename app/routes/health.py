@@ -5,16 +5,19 @@ from starlette.responses import Response
 
 from app.inference.engine import State
 from app.problems import NOT_READY_HEADERS
-from app.schemas import Alive, ModelName, Provider, Readiness
+from app.schemas import Liveness, ModelName, Provider, Readiness
 from app.services import ServicesDep
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/livez", summary="Does the process run?")
-async def livez() -> Alive:
-    """Answer 200 as long as the process can answer at all."""
-    return Alive()
+@router.get("/livez", summary="Does the process run?", responses={503: {"model": Liveness}})
+async def livez(response: Response, services: ServicesDep) -> Liveness:
+    """Answer 200 as long as a restart would be of no use; 503 when a batch hangs in the model."""
+    if services.engine.alive:
+        return Liveness(status="alive", reason=None)
+    response.status_code = 503
+    return Liveness(status="hung", reason=services.engine.reason)
 
 
 @router.get("/readyz", summary="Are predictions answered now?", responses={503: {"model": Readiness}})

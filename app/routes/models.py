@@ -4,13 +4,15 @@ import asyncio
 import dataclasses
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from app.core.spec import Manifest
+from app.inference.loader import LoadedModel
 from app.inference.registry import Installed, ModelRef
 from app.problems import openapi_problems
-from app.schemas import ActiveModel, InstalledModel, ModelList, ModelName, Provider
-from app.services import ServicesDep
+from app.routes.access import require_admin
+from app.schemas import ActiveModel, InstalledModel, ModelChoice, ModelList, ModelName, Provider, SwitchedModel
+from app.services import Services, ServicesDep
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -22,7 +24,8 @@ async def models(services: ServicesDep) -> ModelList:
     installed = await asyncio.to_thread(engine.registry.scan)  # hashes files that are new
     active = None if engine.model is None else engine.model.installed.ref
     return ModelList(
-        active=None if active is None else ModelName(name=active.name, version=active.version),
+        active=None if active is None else _name(active),
+        resident=[_name(model.installed.ref) for model in engine.resident],
         models=[InstalledModel(**_describe(model, active)) for model in installed],
     )
 
@@ -30,9 +33,38 @@ async def models(services: ServicesDep) -> ModelList:
 @router.get("/active", summary="The model that is served", responses=openapi_problems(503))
 async def active_model(services: ServicesDep) -> ActiveModel:
     """Describe the model that answers, as it was loaded."""
-    model = services.engine.serving().model
-    provider = Provider(requested=services.settings.device, active=model.session.provider)
-    return ActiveModel(**_describe(model.installed, model.installed.ref), provider=provider)
+    return ActiveModel(**_describe_loaded(services.engine.serving().model, services))
+
+
+@router.put(
+    "/active",
+    summary="Serve another model",
+    responses=openapi_problems(400, 403, 404, 409, 422, 503),
+    dependencies=[Depends(require_admin)],
+)
+async def activate_model(choice: ModelChoice, services: ServicesDep) -> SwitchedModel:
+    """Verify, load, warm and prove an installed model, then serve it in place of the old one.
+
+    No request is lost: those under way end with the model that they began with. If the new one
+    can't be served, the old one goes on and the answer says why. `active.json` is written, so that
+    the next start serves it too; where that folder is read-only, `persisted` is false.
+    """
+    switch = await services.engine.activate(ModelRef(choice.name, choice.version))
+    return SwitchedModel(
+        **_describe_loaded(switch.model, services), persisted=switch.problem is None, persist_problem=switch.problem
+    )
+
+
+def _name(ref: ModelRef) -> ModelName:
+    return ModelName(name=ref.name, version=ref.version)
+
+
+def _describe_loaded(model: LoadedModel, services: Services) -> dict[str, Any]:
+    return _describe(model.installed, model.installed.ref) | {
+        "provider": Provider(requested=services.settings.device, active=model.session.provider),
+        "precision": model.precision,
+        "max_batch": model.session.max_batch,
+    }
 
 
 def _describe(model: Installed, active: ModelRef | None) -> dict[str, Any]:

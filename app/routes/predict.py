@@ -1,23 +1,28 @@
 """`POST /predict`: one or many pictures in, a label with its confidence for each out."""
 
-import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
+from fastapi import APIRouter, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
-from app.core.errors import ImageError
+from app.core.errors import ImageError, ServiceError
 from app.core.postprocess import Prediction
 from app.core.spec import Manifest
-from app.inference.classifier import Upload
+from app.inference.classifier import PictureError, Upload
 from app.problems import KINDS, NO_READABLE_IMAGE, image_problem, openapi_problems, problem_response
+from app.recording import record
+from app.routes.access import caller_of
+from app.routes.bodies import unless_gone
+from app.routes.deadline import DeadlineDep, within
 from app.routes.uploads import FORM_TYPE, RAW_TYPES, read_uploads
 from app.schemas import FailedImage, ModelName, PredictedImage, PredictResponse, Summary
-from app.services import Services, ServicesDep
+from app.services import ServicesDep
 
 router = APIRouter(tags=["predict"])
+
+Result = Prediction | PictureError
 
 _BINARY: Final = {"type": "string", "format": "binary"}
 _FORM_SCHEMA: Final = {
@@ -38,55 +43,39 @@ _REQUEST_BODY: Final[dict[str, Any]] = {
     "/predict",
     summary="Classify pictures of single cells",
     response_model=PredictResponse,
-    responses=openapi_problems(400, 413, 415, 422, 429, 500, 503, 504),
+    responses=openapi_problems(400, 404, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
-async def predict(request: Request, services: ServicesDep) -> PredictResponse | Response:
+async def predict(
+    request: Request,
+    services: ServicesDep,
+    deadline_s: DeadlineDep,
+    model: Annotated[
+        str | None, Query(description="A resident model, as name or name@version; by default the active one.")
+    ] = None,
+) -> PredictResponse | Response:
     """Answer each picture with ALL (leukemic blast) or HEM (normal), in the order of upload.
 
     One bad picture gets its own `error` and does its neighbours no harm. If none can be read, the
     answer is the problem itself. Research use; not a medical device.
     """
-    serving = services.engine.serving()  # before the body is read, so that a starting service refuses early
-    uploads = await read_uploads(request, services.settings)
-    work = serving.classifier.classify(uploads, services.settings.request_timeout_s)
-    results = await _unless_gone(request, work)
+    engine, settings = services.engine, services.settings
+    serving = engine.serving(model)  # before the body is read, so that a starting service refuses early
+    with engine.budget.hold() as held:
+        async with within(deadline_s):
+            uploads = await read_uploads(request, settings, held)
+            work = serving.classifier.classify(uploads, settings.request_timeout_s)
+            results = await unless_gone(request, work)
+        await record(services, caller_of(request), serving.model.manifest, uploads, results)
     if all(isinstance(result, ImageError) for result in results):
-        return _none_readable(request, services, uploads, results)
-    for result in results:
-        if isinstance(result, ImageError):
-            services.metrics.count_rejected(KINDS[type(result)].slug)
+        return _none_readable(request, uploads, results)
+    if not any(isinstance(result, Prediction) for result in results):
+        raise next(result for result in results if isinstance(result, ServiceError))
     return _answer(request, serving.model.manifest, uploads, results)
 
 
-async def _unless_gone(
-    request: Request, work: Coroutine[Any, Any, list[Prediction | ImageError]]
-) -> list[Prediction | ImageError]:
-    """Await `work`, but cancel it when the client hangs up.
-
-    Raises:
-        ClientDisconnect: The client hung up.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return await task
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def _answer(
-    request: Request, manifest: Manifest, uploads: Sequence[Upload], results: Sequence[Prediction | ImageError]
+    request: Request, manifest: Manifest, uploads: Sequence[Upload], results: Sequence[Result]
 ) -> PredictResponse:
     items = [_item(upload, result) for upload, result in zip(uploads, results, strict=True)]
     labels = [item.label for item in items if isinstance(item, PredictedImage)]
@@ -104,8 +93,8 @@ def _answer(
     )
 
 
-def _item(upload: Upload, result: Prediction | ImageError) -> PredictedImage | FailedImage:
-    if isinstance(result, ImageError):
+def _item(upload: Upload, result: Result) -> PredictedImage | FailedImage:
+    if not isinstance(result, Prediction):
         return FailedImage(filename=upload.filename, error=image_problem(result))
     return PredictedImage.model_validate(
         {
@@ -119,16 +108,11 @@ def _item(upload: Upload, result: Prediction | ImageError) -> PredictedImage | F
     )
 
 
-def _none_readable(
-    request: Request, services: Services, uploads: Sequence[Upload], results: Sequence[Prediction | ImageError]
-) -> Response:
+def _none_readable(request: Request, uploads: Sequence[Upload], results: Sequence[Result]) -> Response:
     """Answer with the one picture's own problem, or with a problem that lists those of all."""
     faults = [result for result in results if isinstance(result, ImageError)]
     if len(faults) == 1:
-        kind = KINDS[type(faults[0])]
-        services.metrics.count_rejected(kind.slug)
-        return problem_response(request, kind, str(faults[0]))
-    services.metrics.count_rejected(NO_READABLE_IMAGE.slug)
+        return problem_response(request, KINDS[type(faults[0])], str(faults[0]))
     failed = [
         FailedImage(filename=upload.filename, error=image_problem(fault))
         for upload, fault in zip(uploads, faults, strict=True)

@@ -1,6 +1,5 @@
 """Read the pictures out of a request: a form or a raw body, bounded while it streams."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
@@ -10,13 +9,13 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.core.errors import (
-    BodyTooLargeError,
-    DeadlineExceededError,
     MalformedFormError,
     TooManyImagesError,
     UnsupportedMediaTypeError,
 )
+from app.inference.budget import Hold
 from app.inference.classifier import Upload
+from app.routes.bodies import counted, read_body
 from app.settings import Settings
 
 FORM_TYPE: Final = "multipart/form-data"
@@ -35,12 +34,13 @@ _EXPECTED_PARTS: Final = "expected one or more file parts named 'file' or 'files
 _MAX_TEXT_FIELDS: Final = 100
 
 
-async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
+async def read_uploads(request: Request, settings: Settings, held: Hold) -> list[Upload]:
     """Read the pictures of a request.
 
     Args:
-        request: Its body is read as it streams in, to memory only.
+        request: Its body is read as it streams in, to memory only; bytes and time are bounded before it comes here.
         settings: Bounds on bytes and pictures.
+        held: Where the bytes are counted, as they come.
 
     Returns:
         At least one upload, in the order of the form. Nothing is decoded yet.
@@ -50,7 +50,8 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
         MalformedFormError: The form can't be parsed, or has no file part of the right name.
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
         TooManyImagesError: More than `settings.max_images_per_request`.
-        DeadlineExceededError: The client stopped sending for `settings.request_timeout_s`.
+        QueueFullError: All requests together hold too many bytes.
+        DeadlineExceededError: The client sends too slowly.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in {FORM_TYPE, *RAW_TYPES}:
@@ -58,38 +59,10 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
         raise UnsupportedMediaTypeError(
             f"The content type is {came}; expected {FORM_TYPE}, or one picture as {', '.join(RAW_TYPES)}."
         )
-    async with aclosing(_bounded(request, settings)) as stream:
-        if media_type == FORM_TYPE:
-            return await _read_form(request.headers, stream, settings)
-        data = bytearray()
-        async for chunk in stream:
-            data += chunk
-    return [Upload(None, bytes(data))]
-
-
-async def _bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
-    """Yield the body's chunks; stop at the first byte too many, or when the client falls silent."""
-    limit = settings.max_request_bytes
-    too_large = f"The request has more than {limit:,} bytes."
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise BodyTooLargeError(too_large)
-    received = 0
-    async with aclosing(request.stream()) as chunks:
-        while True:
-            try:
-                async with asyncio.timeout(settings.request_timeout_s):
-                    chunk = await anext(chunks, None)
-            except TimeoutError as error:
-                raise DeadlineExceededError(
-                    f"No byte of the request came for {settings.request_timeout_s:g} s."
-                ) from error
-            if chunk is None:
-                return
-            received += len(chunk)
-            if received > limit:
-                raise BodyTooLargeError(too_large)
-            yield chunk
+    if media_type != FORM_TYPE:
+        return [Upload(None, bytes(await read_body(request, settings, held)))]
+    async with aclosing(counted(request, settings, held)) as stream:
+        return await _read_form(request.headers, stream, settings)
 
 
 async def _read_form(headers: Headers, stream: AsyncGenerator[bytes, None], settings: Settings) -> list[Upload]:
@@ -101,9 +74,16 @@ async def _read_form(headers: Headers, stream: AsyncGenerator[bytes, None], sett
         parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not parts:
             raise MalformedFormError(_no_files([name for name, _ in form.multi_items()]))
-        return [Upload(part.filename or None, await part.read()) for part in parts]
+        return [Upload(part.filename or None, await _take(part)) for part in parts]
     finally:
         await form.close()
+
+
+async def _take(part: UploadFile) -> bytes:
+    """Read a part and let its buffer go, so that no more than one part is there twice."""
+    data = await part.read()
+    await part.close()
+    return data
 
 
 def _no_files(text_fields: list[str]) -> str:

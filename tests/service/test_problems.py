@@ -17,6 +17,9 @@ STATUS = {
     "DeadlineExceededError": 504,
     "NotReadyError": 503,
     "InferenceError": 500,
+    "AuditError": 503,
+    "UnauthenticatedError": 401,
+    "ForbiddenError": 403,
 }
 
 

@@ -9,14 +9,12 @@ import pytest
 
 from app.core.errors import GoldenMismatchError, ManifestError, ModelError, ModelIntegrityError
 from app.core.spec import MANIFEST_FILE, MODEL_FILE, Manifest
-from app.inference.registry import LoadedModel, ModelRef, Registry
+from app.inference.providers import Placement
+from app.inference.registry import ModelRef, Registry
 from tests.models import NAME, VERSION, write_models
+from tests.service.harness import load, loader_of, run_here
 
 TINY = ModelRef(NAME, VERSION)
-
-
-def load(registry: Registry, ref: ModelRef = TINY) -> LoadedModel:
-    return registry.load(ref, device="cpu", gpu_index=0, threads=1, max_batch=2)
 
 
 def change_golden(models_dir: Path, **changes: Any) -> None:
@@ -27,9 +25,8 @@ def change_golden(models_dir: Path, **changes: Any) -> None:
 
 
 def test_a_good_model_loads(models_dir: Path) -> None:
-    registry = Registry(models_dir)
-    assert registry.active() == TINY
-    model = load(registry)
+    assert Registry(models_dir).active() == TINY
+    model = load(models_dir, Placement(device="cpu", max_batch=2))
     assert model.session.max_batch == 2
     assert model.installed.report["balanced_accuracy"] == 0.5
 
@@ -61,26 +58,26 @@ def test_active_must_name_a_folder(tmp_path: Path, text: str) -> None:
 
 
 def test_a_changed_file_is_refused_also_after_a_first_look(tmp_path: Path) -> None:
-    registry = Registry(write_models(tmp_path))
-    load(registry)
+    loader = loader_of(write_models(tmp_path))
+    loader.load(TINY, run_here)
     model = tmp_path / NAME / VERSION / MODEL_FILE
     model.write_bytes(model.read_bytes() + b"x")
     with pytest.raises(ModelIntegrityError, match="hash"):
-        load(registry)
+        loader.load(TINY, run_here)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    registry = Registry(write_models(tmp_path))
+    write_models(tmp_path)
     (tmp_path / NAME / VERSION / "MODEL_CARD.md").unlink()
     with pytest.raises(ModelIntegrityError, match=r"MODEL_CARD\.md"):
-        load(registry)
+        load(tmp_path)
 
 
 def test_folder_and_manifest_must_agree(tmp_path: Path) -> None:
     write_models(tmp_path)
     (tmp_path / NAME / VERSION).rename(tmp_path / NAME / "2.0.0")
     with pytest.raises(ModelError, match=r"the manifest is of tiny 1\.0\.0"):
-        load(Registry(tmp_path), ModelRef(NAME, "2.0.0"))
+        load(tmp_path, ref=ModelRef(NAME, "2.0.0"))
 
 
 @pytest.mark.parametrize(
@@ -94,10 +91,10 @@ def test_folder_and_manifest_must_agree(tmp_path: Path) -> None:
     ],
 )
 def test_the_golden_output_must_be_reproduced(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    registry = Registry(write_models(tmp_path))
+    write_models(tmp_path)
     change_golden(tmp_path, **changes)
     with pytest.raises(GoldenMismatchError, match=message):
-        load(registry)
+        load(tmp_path)
 
 
 def test_other_weights_do_not_reproduce_the_golden_output(tmp_path: Path) -> None:
@@ -107,4 +104,4 @@ def test_other_weights_do_not_reproduce_the_golden_output(tmp_path: Path) -> Non
     path = tmp_path / NAME / "2.0.0" / MANIFEST_FILE
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"golden": golden}), encoding="utf-8")
     with pytest.raises(GoldenMismatchError, match="golden output"):
-        load(Registry(tmp_path), ModelRef(NAME, "2.0.0"))
+        load(tmp_path, ref=ModelRef(NAME, "2.0.0"))

@@ -129,7 +129,7 @@ def test_nothing_broke_on_the_way(server: ServerProcess) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_good_order(models_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
     with ServerProcess(tmp_path / "log", models_dir=models_dir) as server:
-        assert f"Leukoscope is ready on {server.url} ({NAME} {VERSION} on CPUExecutionProvider)" in server.log()
+        assert f"Leukoscope is ready on {server.url} ({NAME}@{VERSION} on CPUExecutionProvider)" in server.log()
         assert server.stop(number) == 0
         assert "Traceback" not in server.log()
         assert "Error" not in server.log()

@@ -37,7 +37,7 @@ def test_frozen() -> None:
         ("PORT", "70000"),
         ("PORT", "http"),
         ("DEVICE", "tpu"),
-        ("GPU_INDEX", "-1"),
+        ("GPUS", "-1"),
         ("MAX_BATCH", "1000"),
         ("MAX_WAIT_MS", "-1"),
         ("QUEUE_LIMIT", "0"),
@@ -68,11 +68,24 @@ def test_a_request_must_fit_the_queue() -> None:
     assert "LEUKOSCOPE_QUEUE_LIMIT (10)" in fault(caught.value)
 
 
+def test_a_request_must_fit_the_bytes_that_are_held() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(queue_limit_bytes=2048, max_request_bytes=4096)
+    assert "LEUKOSCOPE_QUEUE_LIMIT_BYTES (2048)" in fault(caught.value)
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_GPUS", "0, 2")
+    monkeypatch.setenv("LEUKOSCOPE_RESIDENT", "one@1.0.0,two@2.0.0,")
+    settings = Settings()
+    assert (settings.gpus, settings.resident) == ((0, 2), ("one@1.0.0", "two@2.0.0"))
+
+
 def test_every_setting_is_described_and_every_number_bounded() -> None:
     for variable, _, allowed, meaning in describe():
         assert meaning.endswith("."), variable
         annotation = Settings.model_fields[variable.removeprefix("LEUKOSCOPE_").lower()].annotation
-        assert allowed or annotation in {str, Path}, variable
+        assert allowed or annotation in {str, Path, Path | None}, variable
 
 
 @pytest.mark.parametrize(

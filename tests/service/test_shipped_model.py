@@ -7,8 +7,10 @@ import pytest
 
 from app.core import imaging
 from app.core.postprocess import postprocess
-from app.inference.registry import LoadedModel, ModelRef, Registry
-from tests.service.harness import ROOT, make_settings, running
+from app.inference.loader import LoadedModel
+from app.inference.providers import Placement
+from app.inference.registry import ModelRef
+from tests.service.harness import ROOT, load, make_settings, running
 
 MODELS = ROOT / "models"
 SHIPPED = sorted(folder for folder in MODELS.glob("*/*") if folder.is_dir())
@@ -20,16 +22,14 @@ pytestmark = pytest.mark.skipif(not SHIPPED, reason="models/ holds no model yet"
 def model(request: pytest.FixtureRequest) -> LoadedModel:
     """Loading verifies the hashes and reproduces the golden output."""
     folder: Path = request.param
-    return Registry(MODELS).load(
-        ModelRef(folder.parent.name, folder.name), device="cpu", gpu_index=0, threads=2, max_batch=4
-    )
+    return load(MODELS, Placement(device="cpu", threads=2, max_batch=4), ref=ModelRef(folder.parent.name, folder.name))
 
 
 def test_is_verified_and_answers(model: LoadedModel, drawn_cells: list[bytes]) -> None:
     assert model.installed.problem is None
     assert model.installed.report
     image = imaging.preprocess(imaging.decode(drawn_cells[0]), model.manifest.preprocessing)
-    prediction = postprocess(model.session.run(image[None])[0], model.manifest)
+    prediction = postprocess(model.session.run(image[None]).logits[0], model.manifest)
     assert 0.5 <= prediction.confidence <= 1
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
 
@@ -37,8 +37,8 @@ def test_is_verified_and_answers(model: LoadedModel, drawn_cells: list[bytes]) -
 def test_answers_do_not_depend_on_the_batch(model: LoadedModel, drawn_cells: list[bytes]) -> None:
     spec = model.manifest.preprocessing
     images = np.stack([imaging.preprocess(imaging.decode(cell), spec) for cell in drawn_cells[:4]])
-    together = [postprocess(row, model.manifest) for row in model.session.run(images)]
-    singly = [postprocess(model.session.run(image[None])[0], model.manifest) for image in images]
+    together = [postprocess(row, model.manifest) for row in model.session.run(images).logits]
+    singly = [postprocess(model.session.run(image[None]).logits[0], model.manifest) for image in images]
     assert together == singly
 
 

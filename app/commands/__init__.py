@@ -1,0 +1,1 @@
+"""The commands of `leukoscope` that have commands of their own."""

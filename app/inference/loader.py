@@ -1,0 +1,235 @@
+"""From a verified folder to sessions that are warm, tuned and proven on every device."""
+
+import base64
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.core import imaging
+from app.core.errors import (
+    DeviceMemoryError,
+    GoldenMismatchError,
+    ImageError,
+    InferenceError,
+    ModelIntegrityError,
+    ProviderError,
+)
+from app.core.spec import MODEL_FILE, Manifest
+from app.inference.providers import CPU_PROVIDER, GPU_PROVIDERS, TENSORRT_PROVIDER, Placement
+from app.inference.registry import Installed, ModelRef, Registry
+from app.inference.session import OnnxSession, Session, batch_buckets
+
+Errand = Callable[[], object]
+RunOn = Callable[[int, Errand], None]
+"""Runs an errand on the worker of an index, between two batches, and raises what it raised."""
+
+OpenSession = Callable[[Path, Manifest, Placement], Session]
+
+_LOG: Final = logging.getLogger(__name__)
+_TUNING_RUNS: Final = 3
+_WORTH_WAITING: Final = 1.05  # a larger batch must be this much faster per picture
+_HALF_ATOL: Final = 0.05  # of a logit, where the engine rounds to float16 by itself
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A verified, warm model that has reproduced its golden output on each device.
+
+    Attributes:
+        installed: Its folder.
+        manifest: The folder's manifest.
+        sessions: One for each worker, in their order.
+        precision: Of the arithmetic that really runs, such as ``fp32``.
+    """
+
+    installed: Installed
+    manifest: Manifest
+    sessions: tuple[Session, ...]
+    precision: str
+
+    @property
+    def session(self) -> Session:
+        """The first worker's session; all are alike but for their device."""
+        return self.sessions[0]
+
+
+class Loader:
+    """Loads models onto the devices that the service uses."""
+
+    def __init__(
+        self, registry: Registry, placements: Sequence[Placement], open_session: OpenSession = OnnxSession.create
+    ) -> None:
+        """Make a loader.
+
+        Args:
+            registry: Where models are.
+            placements: One for each worker.
+            open_session: Makes a session of a graph.
+        """
+        self._registry = registry
+        self._placements = placements
+        self._open_session = open_session
+        self._best_batches: dict[tuple[str, int, str], int] = {}
+
+    def load(self, ref: ModelRef, run_on: RunOn) -> LoadedModel:
+        """Load a model until it is ready to answer. Takes seconds; call it in a thread.
+
+        Args:
+            ref: Which one.
+            run_on: Takes what needs the device to the device's own thread, so that warming up a new
+                model waits its turn among the batches of the old one.
+
+        Raises:
+            ModelError: It is not installed, a file is missing or changed, the graph does not fit the
+                manifest, the wrong provider runs, or the golden output is not reproduced.
+        """
+        installed = self._registry.verified(ref)
+        assert installed.manifest is not None  # noqa: S101 - `verified` has read it
+        sessions = [
+            self._open(installed.manifest, ref, placement, partial(run_on, worker))
+            for worker, placement in enumerate(self._placements)
+        ]
+        if len({session.provider for session in sessions}) > 1:
+            raise ProviderError(f"The GPUs run differently: {[session.provider for session in sessions]}.")
+        return LoadedModel(
+            installed, installed.manifest, tuple(sessions), self._precision(installed.manifest, sessions)
+        )
+
+    def self_tests(self, model: LoadedModel) -> list[Callable[[], None]]:
+        """Return, for each worker, what raises if its session no longer reproduces the golden output."""
+        return [
+            partial(check_golden, model.manifest, session, *self._golden(model.manifest, placement, session))
+            for placement, session in zip(self._placements, model.sessions, strict=True)
+        ]
+
+    def _open(self, manifest: Manifest, ref: ModelRef, placement: Placement, run: Callable[[Errand], None]) -> Session:
+        variant = manifest.variants.get(placement.precision)
+        half_by_engine = placement.engine == "tensorrt" and placement.precision == "fp16"
+        if placement.precision != "model" and variant is None and not half_by_engine:
+            raise ModelIntegrityError(
+                f"{ref} has no variant {placement.precision}; it has {sorted(manifest.variants) or 'none'}."
+            )
+        size_px = manifest.preprocessing.size_px
+        path = self._registry.folder(ref) / (variant.file if variant else MODEL_FILE)
+        session = self._open_session(path, manifest, placement)
+        try:
+            warm_up(session, size_px, run)
+        except (InferenceError, DeviceMemoryError) as error:
+            # Some CUDA libraries are looked for only when the first batch runs.
+            if session.provider not in GPU_PROVIDERS:
+                raise
+            if placement.device == "cuda":
+                raise ProviderError(f"The GPU can't run the model: {error.__cause__}") from error
+            _LOG.warning("The GPU can't run the model, the CPU does: %s", error.__cause__)
+            return self._open(manifest, ref, replace(placement, device="cpu"), run)
+        run(partial(check_golden, manifest, session, *self._golden(manifest, placement, session)))
+        if placement.max_batch == 0 and session.provider == CPU_PROVIDER:
+            session.max_batch = self._best_batch(manifest, placement, session, run)
+        return session
+
+    def _best_batch(
+        self, manifest: Manifest, placement: Placement, session: Session, run: Callable[[Errand], None]
+    ) -> int:
+        # Measured once for a network: a later version of it, loaded under traffic, would be measured worse.
+        size_px = manifest.preprocessing.size_px
+        network = (manifest.architecture, size_px, placement.precision)
+        if network not in self._best_batches:
+            self._best_batches[network] = best_batch(session, size_px, run)
+        return self._best_batches[network]
+
+    @staticmethod
+    def _golden(manifest: Manifest, placement: Placement, session: Session) -> tuple[tuple[float, ...], float]:
+        """Return the logits to reproduce, and how closely."""
+        variant = manifest.variants.get(placement.precision)
+        if variant is not None:
+            return variant.logits, variant.atol
+        by_engine = placement.precision == "fp16" and session.provider == TENSORRT_PROVIDER
+        golden = manifest.golden
+        return golden.logits, max(golden.atol, _HALF_ATOL) if by_engine else golden.atol
+
+    def _precision(self, manifest: Manifest, sessions: Sequence[Session]) -> str:
+        wanted = self._placements[0].precision
+        other = wanted in manifest.variants or (wanted == "fp16" and sessions[0].provider == TENSORRT_PROVIDER)
+        return wanted if other else manifest.precision
+
+
+def warm_up(session: Session, size_px: int, run: Callable[[Errand], None]) -> None:
+    """Run every batch size that the session has to expect, each on its own turn, so that no request pays for it."""
+    for batch in batch_buckets(session.max_batch):
+        run(partial(session.run, _black(batch, size_px)))
+
+
+def best_batch(session: Session, size_px: int, run: Callable[[Errand], None]) -> int:
+    """Measure which batch answers most pictures a second; the smallest one if it hardly matters.
+
+    On a CPU that is no matter of course: a larger batch may fall out of the cache, and all of its
+    pictures wait for the last.
+
+    Args:
+        session: Warm.
+        size_px: Side of its pictures.
+        run: Runs an errand where the session's batches run.
+
+    Returns:
+        A size of 1..`session.max_batch`.
+    """
+    seconds: list[float] = []
+
+    def timed(images: NDArray[np.uint8]) -> None:
+        began_s = time.perf_counter()
+        session.run(images)
+        seconds.append(time.perf_counter() - began_s)
+
+    best, best_s = 1, math.inf
+    for batch in batch_buckets(session.max_batch):
+        seconds.clear()
+        for _ in range(_TUNING_RUNS):
+            run(partial(timed, _black(batch, size_px)))
+        picture_s = min(seconds) / batch
+        if picture_s * _WORTH_WAITING < best_s:
+            best, best_s = batch, picture_s
+    return best
+
+
+def _black(batch: int, size_px: int) -> NDArray[np.uint8]:
+    return np.zeros((batch, size_px, size_px, 3), dtype=np.uint8)
+
+
+def check_golden(manifest: Manifest, session: Session, expected: Sequence[float], atol: float) -> None:
+    """Reproduce the stored output from the stored picture, through the same code as any request.
+
+    Args:
+        manifest: With the picture and the hash of its preprocessed bytes.
+        session: What is to be proven.
+        expected: Its logits.
+        atol: Largest absolute difference of a logit that passes.
+
+    Raises:
+        GoldenMismatchError: Decoding, preprocessing or the model gives something else.
+    """
+    golden = manifest.golden
+    try:
+        image = imaging.decode(base64.b64decode(golden.image_png, validate=True))
+    except (TypeError, ValueError, ImageError) as error:
+        raise GoldenMismatchError(f"{manifest.name}: the golden picture can't be read: {error}") from error
+    array = imaging.preprocess(image, manifest.preprocessing)
+    if hashlib.sha256(array.tobytes()).hexdigest() != golden.input_sha256:
+        raise GoldenMismatchError(
+            f"{manifest.name}: the golden picture is preprocessed to other bytes than at export; "
+            "is this another version of Pillow?"
+        )
+    logits = session.run(array[None]).logits[0]
+    if not np.allclose(logits, expected, rtol=0, atol=atol):
+        raise GoldenMismatchError(
+            f"{manifest.name}: the golden output is {list(expected)}, but the model gives {logits.tolist()} "
+            f"on {session.provider} (at most {atol} apart is right)"
+        )

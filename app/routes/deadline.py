@@ -1,0 +1,46 @@
+"""`X-Request-Timeout`: until when the client wants its answer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends, Header
+from starlette.requests import Request
+
+from app.core.errors import DeadlineExceededError
+
+
+def _deadline(
+    request: Request,
+    x_request_timeout: Annotated[
+        float | None,
+        Header(
+            gt=0,
+            le=3600,
+            allow_inf_nan=False,
+            description="Seconds from the request's arrival, its upload included, after which no answer is of use: "
+            "then 504, and what is not yet computed is dropped. The service's own limit holds beside it.",
+        ),
+    ] = None,
+) -> float | None:
+    began_s: float = request.state.began_s
+    return None if x_request_timeout is None else began_s + x_request_timeout
+
+
+DeadlineDep = Annotated[float | None, Depends(_deadline)]
+"""On the event loop's clock; None if the client has named none."""
+
+
+@asynccontextmanager
+async def within(deadline_s: float | None) -> AsyncIterator[None]:
+    """Cancel the block at `deadline_s`, on the event loop's clock.
+
+    Raises:
+        DeadlineExceededError: It came.
+    """
+    try:
+        async with asyncio.timeout_at(deadline_s):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceededError("The answer was not there within X-Request-Timeout.") from error

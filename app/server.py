@@ -1,0 +1,74 @@
+"""Uvicorn, stopping in good order: readiness goes first, then the listener, then what is under way ends."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+_LOG: Final = logging.getLogger("leukoscope")
+_LAST_WAIT_S: Final = 2.0
+
+
+class Server(uvicorn.Server):
+    """A server that tells the world that it will stop before it does.
+
+    On the first SIGTERM or SIGINT it is announced at once; for `delay_s` all goes on, so that
+    load balancers see it and send no more; then the listener closes and requests under way end.
+    A second signal cuts the delay short.
+    """
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], *, delay_s: float = 0) -> None:
+        """Make a server.
+
+        Args:
+            config: Of Uvicorn.
+            announce: Makes it known that the service will stop.
+            delay_s: Time between the announcement and the stop.
+        """
+        super().__init__(config)
+        self._delay_s = delay_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._announced = False
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, as Uvicorn does."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal; called between two steps of the event loop's thread."""
+        if self._announced or self._loop is None:
+            super().handle_exit(sig, frame)
+            return
+        self._announced = True
+        self._loop.call_soon_threadsafe(self._stop_soon, signal.Signals(sig))
+
+    def _stop_soon(self, number: signal.Signals) -> None:
+        self._announce()
+        assert self._loop is not None  # noqa: S101 - it is this loop that has called
+        self._loop.call_later(self._delay_s, super().handle_exit, number, None)
+
+
+def leave_stuck_threads() -> None:
+    """End the process at once if a thread hangs, in the model or in a decoder, and would keep it from ending.
+
+    Call it when all else is done.
+    """
+    deadline_s = time.monotonic() + _LAST_WAIT_S
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    for thread in others:
+        thread.join(max(0.0, deadline_s - time.monotonic()))
+    stuck = [thread.name for thread in others if thread.is_alive()]
+    if stuck:
+        _LOG.error("left behind, as they do not end: %s", ", ".join(stuck))
+        logging.shutdown()
+        os._exit(1)

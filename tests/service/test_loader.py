@@ -1,0 +1,147 @@
+"""From folder to proven session: tuning, fallback, variants, errands."""
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.core.errors import GoldenMismatchError, InferenceError, ModelIntegrityError, ModelNotFoundError, ProviderError
+from app.core.spec import MANIFEST_FILE, MODEL_FILE, Manifest, Variant
+from app.inference.loader import Errand, best_batch
+from app.inference.providers import CPU_PROVIDER, CUDA_PROVIDER, Placement
+from app.inference.registry import ModelRef
+from app.inference.session import OnnxSession, Outputs
+from tests.models import NAME, VERSION, write_models
+from tests.service.harness import load, loader_of, run_here
+
+
+class Paced:
+    """A session whose time per batch is given, and no more."""
+
+    provider = CPU_PROVIDER
+    max_batch = 8
+
+    def __init__(self, clock: list[float], seconds: dict[int, float]) -> None:
+        self.clock = clock
+        self.seconds = seconds
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        self.clock[0] += self.seconds[len(images)]
+        return Outputs(np.zeros((len(images), 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({1: 1.0, 2: 1.2, 4: 2.0, 8: 8.0}, 4),
+        ({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}, 1),  # nothing gained: no picture waits for another
+        ({1: 1.0, 2: 1.99, 4: 3.9, 8: 7.9}, 1),
+        ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, 8),
+    ],
+)
+def test_the_best_batch_is_measured(seconds: dict[int, float], best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("app.inference.loader.time.perf_counter", lambda: clock[0])
+    assert best_batch(Paced(clock, seconds), 4, lambda errand: run_here(0, errand)) == best
+
+
+def test_a_cpu_session_is_tuned_unless_told(models_dir: Path) -> None:
+    assert load(models_dir, Placement(device="cpu")).session.max_batch in {1, 2, 4, 8}
+    assert load(models_dir, Placement(device="cpu", max_batch=3)).session.max_batch == 3
+
+
+def test_what_runs_on_the_device_runs_as_errands(models_dir: Path) -> None:
+    ran: list[int] = []
+
+    def counted(worker: int, errand: Errand) -> None:
+        ran.append(worker)
+        errand()
+
+    placements = [Placement(device="cpu", max_batch=2, gpu_index=index) for index in range(2)]
+    model = loader_of(models_dir, *placements).load(ModelRef(NAME, VERSION), counted)
+    assert len(model.sessions) == 2
+    assert ran == [0, 0, 0, 1, 1, 1]  # two sizes and the golden picture on each
+
+
+class BrokenGpuSession(OnnxSession):
+    """Says that it runs on a GPU, and fails there."""
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        if self.provider == CUDA_PROVIDER:
+            raise InferenceError("no") from RuntimeError("cuDNN is missing")
+        return super().run(images)
+
+
+def broken_gpu(path: Path, manifest: Manifest, placement: Placement) -> OnnxSession:
+    session = BrokenGpuSession.create(path, manifest, dataclasses.replace(placement, device="cpu"))
+    session.provider = CPU_PROVIDER if placement.device == "cpu" else CUDA_PROVIDER
+    return session
+
+
+def test_a_gpu_that_fails_the_first_batch(models_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = load(models_dir, Placement(device="auto", max_batch=1), open_session=broken_gpu)
+    assert model.session.provider == CPU_PROVIDER
+    assert "cuDNN is missing" in caplog.text
+    with pytest.raises(ProviderError, match="cuDNN is missing"):
+        load(models_dir, Placement(device="cuda", max_batch=1), open_session=broken_gpu)
+
+
+@pytest.mark.parametrize("ref", [("nothing", "1.0.0"), (NAME, "9.9.9")])
+def test_a_model_that_is_not_installed(models_dir: Path, ref: tuple[str, str]) -> None:
+    with pytest.raises(ModelNotFoundError, match="not installed"):
+        load(models_dir, ref=ModelRef(*ref))
+
+
+@pytest.mark.parametrize("name", ["..", "../tiny", "", ".", "a/b", "tiny\n"])
+def test_a_name_that_is_no_folder(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        ModelRef(name, VERSION)
+
+
+def with_variant(root: Path, atol: float = 1e-4) -> Path:
+    """Add the variant int8 to the tiny model: the graph of another seed, so that it can be told apart."""
+    write_models(root)
+    write_models(root, version="2.0.0", seed=5, active=False)
+    folder, other = root / NAME / VERSION, root / NAME / "2.0.0"
+    shutil.copy(other / MODEL_FILE, folder / "model.int8.onnx")
+    digest = hashlib.sha256((folder / "model.int8.onnx").read_bytes()).hexdigest()
+    manifest = Manifest.load(folder)
+    variant = Variant(
+        file="model.int8.onnx", logits=Manifest.load(other).golden.logits, atol=atol, figures={"weighted_f1": 0.8}
+    )
+    changed = dataclasses.replace(manifest, files=manifest.files | {variant.file: digest}, variants={"int8": variant})
+    (folder / MANIFEST_FILE).write_text(changed.to_json(), encoding="utf-8")
+    return root
+
+
+def test_a_variant_is_another_graph_with_its_own_golden_output(tmp_path: Path) -> None:
+    with_variant(tmp_path)
+    assert load(tmp_path).precision == "fp32"
+    assert load(tmp_path, Placement(device="cpu", precision="int8")).precision == "int8"
+    with pytest.raises(ModelIntegrityError, match=r"no variant fp16; it has \['int8'\]"):
+        load(tmp_path, Placement(device="cpu", precision="fp16"))
+
+
+def test_a_variant_that_does_not_reproduce_its_golden_output(tmp_path: Path) -> None:
+    with_variant(tmp_path)
+    shutil.copy(tmp_path / NAME / VERSION / MODEL_FILE, tmp_path / NAME / VERSION / "model.int8.onnx")
+    folder = tmp_path / NAME / VERSION
+    manifest = Manifest.load(folder)
+    files = manifest.files | {"model.int8.onnx": manifest.files[MODEL_FILE]}
+    (folder / MANIFEST_FILE).write_text(dataclasses.replace(manifest, files=files).to_json(), encoding="utf-8")
+    with pytest.raises(GoldenMismatchError):
+        load(tmp_path, Placement(device="cpu", precision="int8"))
+
+
+def test_a_self_test_tells_a_device_that_is_not_well(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = loader_of(models_dir)
+    model = loader.load(ModelRef(NAME, VERSION), run_here)
+    (test,) = loader.self_tests(model)
+    test()
+    monkeypatch.setattr(model.session, "run", lambda _: Outputs(np.zeros((1, 2), np.float32)))
+    with pytest.raises(GoldenMismatchError):
+        test()
