@@ -80,13 +80,21 @@ def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True, 
         accelerator=config.fit.accelerator,
         devices=config.fit.devices,
         precision=config.fit.precision,
-        max_epochs=config.fit.epochs,
+        max_epochs=_epochs(run, config),
         gradient_clip_val=config.optimiser.clip_norm or None,
     )
     if trainer.is_global_zero:
         kept = _BEST if config.fit.keep == "best" else _LAST
         run.save_weights(_network_state(folder / CHECKPOINTS / f"{kept}.ckpt"))
     return FitResult(run, trainer, module, float(least.best_model_score or "nan"))
+
+
+def _epochs(run: Run, config: RunConfig) -> int:
+    """How many epochs to train in all: a finished run, which may have stopped early, does not go on."""
+    last = run.last_checkpoint()
+    if last is None or not run.is_finished:
+        return config.fit.epochs
+    return int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1
 
 
 def _check_size(data: Data, config: RunConfig) -> None:

@@ -5,6 +5,7 @@ no backbone: the features of each mirroring are the same every time.
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def pooled_features(network: Classifier, config: RunConfig, data: Data, cache: P
     if not file.exists():
         module = CellModule(network, config)
         device = torch.device("cuda" if torch.cuda.is_available() and config.fit.accelerator != "cpu" else "cpu")
-        part = file.with_suffix(".part")
+        # Several processes of one run may compute it at the same time.
+        part = file.with_suffix(f".part{os.getpid()}")
         with part.open("wb") as opened:
             np.save(opened, _compute(module.to(device).eval(), data, variants, 2 * config.fit.batch_size))
         part.replace(file)

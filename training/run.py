@@ -76,6 +76,11 @@ class Run:
         file = self.folder / CHECKPOINTS / "last.ckpt"
         return file if file.exists() else None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run was fitted to its end."""
+        return (self.folder / WEIGHTS_FILE).is_file()
+
     def save_weights(self, state: dict[str, Tensor]) -> None:
         """Write a network's weights."""
         part = self.folder / f"{WEIGHTS_FILE}.part"
@@ -88,11 +93,10 @@ class Run:
         Raises:
             RunError: The run has not been fitted.
         """
-        file = self.folder / WEIGHTS_FILE
-        if not file.exists():
+        if not self.is_finished:
             raise RunError(f"{self.folder} has no {WEIGHTS_FILE}; fit the run to its end first")
         network = network_of(self.config())
-        network.load_state_dict(load_file(file))
+        network.load_state_dict(load_file(self.folder / WEIGHTS_FILE))
         return network.eval()
 
     def _settings(self) -> dict[str, object]:

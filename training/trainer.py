@@ -93,6 +93,8 @@ def run_trainer(
             plugins=[WholeCheckpoints()],
             enable_progress_bar=progress,
             enable_model_summary=False,
+            # All batches have one size: cuDNN may look for its fastest algorithms.
+            benchmark=True,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             **settings,

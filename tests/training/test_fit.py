@@ -150,6 +150,9 @@ def test_the_notebooks_schedule_halves_stops_and_keeps_the_best(
     torch.testing.assert_close(kept["head.logits.weight"], best["state_dict"]["network.head.logits.weight"])
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert {"best_accuracy": 0.0, "best_loss": float("inf"), "falls": 3} in last["callbacks"].values()
+    # Stopped early, it is finished: the same words do not go on.
+    again = fit(notebook_config(9), drawn_index, tmp_path / "run", progress=False)
+    assert again.trainer.current_epoch == 4
 
 
 def frozen_config(**fit_changes: object) -> Any:
