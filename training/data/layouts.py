@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from app.core.naming import CELL_NAME, PICTURE_SUFFIXES
+
 Source = Literal["training", "preliminary", "final", "own"]
 FaultKind = Literal["unreadable", "misnamed", "missing", "duplicated", "odd size"]
 
-SUFFIXES: Final = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 LABELS_CSV: Final = "C-NMC_test_prelim_phase_data_labels.csv"
 _PRELIMINARY: Final = "C-NMC_test_prelim_phase_data"
 _FINAL: Final = "C-NMC_test_final_phase_data"
 _CLASSES: Final = {"all": "ALL", "hem": "HEM"}
 _COLUMNS: Final = ("Patient_ID", "new_names", "labels")
-# HEM subjects carry an H (sometimes h): subject 3 and subject H3 are different people.
-_CELL_NAME: Final = re.compile(r"UID_(?P<subject>H?\d+)_\d+_\d+_(?P<label>all|hem)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def find_places(data: Path) -> tuple[list[Place], list[Fault]]:
     for folder in sorted(path for path in data.rglob(_PRELIMINARY) if path.is_dir()):
         tables[folder] = {}
         faults += _read_labels(folder, tables[folder])
-    for path in sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES):
+    for path in sorted(path for path in data.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES):
         try:
             found = _place(path, (data.resolve().name, *path.relative_to(data).parts[:-1]), tables)
         except ValueError as error:
@@ -102,7 +101,7 @@ def _place(path: Path, folders: tuple[str, ...], tables: dict[Path, dict[str, st
     if at is None:
         return None
     label = _CLASSES[folders[at].lower()]
-    name = _CELL_NAME.fullmatch(path.stem)
+    name = CELL_NAME.fullmatch(path.stem)
     if name and name["label"].upper() != label:
         raise ValueError(f"the name says {name['label'].upper()}, the folder says {folders[at]}")
     above = folders[at - 1] if at else ""
@@ -124,7 +123,7 @@ def _of_fold(path: Path, label: str, name: re.Match[str] | None, folder: str) ->
 
 def _preliminary(path: Path, table: dict[str, str]) -> Place:
     uid = table.get(path.name.lower())
-    name = _CELL_NAME.fullmatch(Path(uid).stem) if uid else None
+    name = CELL_NAME.fullmatch(Path(uid).stem) if uid else None
     if name is None:
         raise ValueError(f"the file of labels has no (good) row for it; expected it in {LABELS_CSV}")
     return Place(path, "preliminary", name["label"].upper(), name["subject"].upper())
@@ -155,7 +154,7 @@ def _read_labels(folder: Path, table: dict[str, str]) -> Iterator[Fault]:
 
 def _wrong_row(row: dict[str, str | None], table: dict[str, str]) -> str | None:
     uid, file, label = ((row[column] or "").strip() for column in _COLUMNS)
-    name = _CELL_NAME.fullmatch(Path(uid).stem)
+    name = CELL_NAME.fullmatch(Path(uid).stem)
     if name is None:
         return f"Patient_ID {uid!r} is not UID_<subject>_<image>_<cell>_<class>"
     # Here 1 is ALL, where folders in their order would have it the other way round.
