@@ -217,11 +217,12 @@ def start_fit(config: Path, index: Path, out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - our own command
 
 
+@pytest.mark.timeout(900)  # starts fresh interpreters, which a busy machine makes wait
 def test_two_processes_train_one_network(drawn_index: Path, tmp_path: Path) -> None:
     settings = {"epochs": 1, "batch_size": 2, "accelerator": "cpu", "devices": 2}
     config = write_toml(run_config(model=LITE, fit=settings), tmp_path / "tiny.toml")
     run = tmp_path / "run"
-    status = start_fit(config, drawn_index, run).wait(timeout=250)
+    status = start_fit(config, drawn_index, run).wait(timeout=800)
     assert status == 0, (tmp_path / "run.log").read_text()
     kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     # Half the steps that one process would take.
@@ -230,13 +231,14 @@ def test_two_processes_train_one_network(drawn_index: Path, tmp_path: Path) -> N
     assert json.loads((run / "config.json").read_text())["config"]["fit"]["devices"] == 2
 
 
+@pytest.mark.timeout(900)  # starts fresh interpreters, which a busy machine makes wait
 def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_weights(drawn_index: Path, tmp_path: Path) -> None:
     settings = {"epochs": 3, "batch_size": 2, "freeze_norm": False, "accelerator": "cpu"}
     config = run_config(model=LITE, fit=settings)
     file = write_toml(config, tmp_path / "tiny.toml")
     killed = start_fit(file, drawn_index, tmp_path / "killed")
     first = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not first.exists() and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(killed.pid, signal.SIGKILL)
