@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 # With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
 SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
 
-.PHONY: help run test check format setup-training lock clean
+.PHONY: help run test test-docker check format setup-training lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ run: $(VENV)/.$(SERVICE)  ## start the service with the model in models/ (settin
 
 test: $(VENV)/.dev  ## run all tests
 	@$(BIN)/pytest
+
+test-docker: $(VENV)/.dev  ## build and run the containers on a Docker engine, and test them
+	@TEST_DOCKER=1 $(BIN)/pytest tests/docker
 
 check: $(VENV)/.dev  ## check format, lint and types
 	@$(BIN)/ruff format --check
@@ -62,5 +65,7 @@ lock: $(VENV)/.dev  ## renew requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training -o requirements/training.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel -o requirements/otel.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra otel --extra dev -o requirements/dev.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel --extra cuda -o requirements/image-cuda.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel --overrides requirements/image-cpu.overrides.in -o requirements/image-cpu.txt
 	$(LOCK) --upgrade --group audit -o requirements/audit.txt
 	$(LOCK) --upgrade pyproject.toml -c $(VENV)/all.txt --group fuzz -o requirements/fuzz.txt
