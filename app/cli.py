@@ -83,7 +83,7 @@ def serve() -> None:
     server = Server(config, partial(_announce_stop, app), delay_s=settings.drain_delay_s)
     # Uvicorn stops in good order on a signal and then raises it again; SIGINT becomes KeyboardInterrupt.
     signal.signal(signal.SIGTERM, _stopped)
-    with listener, suppress(KeyboardInterrupt):
+    with listener, suppress(KeyboardInterrupt, SystemExit):
         server.run(sockets=[listener])
     if failures:
         _fail_start(failures[0])

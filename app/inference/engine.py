@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import logging
+import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +16,7 @@ from app.inference.batcher import Batcher
 from app.inference.budget import ByteBudget
 from app.inference.classifier import Classifier, Decoders
 from app.inference.loader import LoadedModel, Loader, OpenSession
+from app.inference.memory import give_back, settle
 from app.inference.providers import Placement
 from app.inference.registry import ModelRef, Registry
 from app.inference.session import OnnxSession
@@ -23,6 +26,7 @@ from app.metrics import Metrics
 from app.settings import Settings
 
 _LOG: Final = logging.getLogger(__name__)
+_FREE_PAUSE_S: Final = 1.0
 
 
 class State(StrEnum):
@@ -34,7 +38,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Serving:
     """One model at work. Who holds it may go on using it after it has been replaced."""
 
@@ -101,6 +105,7 @@ class Engine:
         self._state = State.STARTING
         self._reason: str | None = "The model is being loaded."
         self._switching = asyncio.Lock()
+        self._freeing: asyncio.Task[None] | None = None
         self._active: Serving | None = None
         self._resident: dict[ModelRef, Serving] = {}
 
@@ -170,6 +175,7 @@ class Engine:
             self._state, self._reason = State.FAILED, str(error)
             raise
         self._watchdog.start()
+        settle()
         self._state, self._reason = State.READY, None
         self._tell_models()
         return self._active.model
@@ -216,11 +222,14 @@ class Engine:
         """Admit no more, let accepted work end within the setting's limit, and stop."""
         self.announce_stop()
         self._watchdog.stop()
+        if self._freeing is not None:
+            self._freeing.cancel()
         if not await self._batcher.drain(self._settings.drain_timeout_s):
             _LOG.error("a batch still runs, after the time limit for ending")
         self._decoders.close()
 
     def _swap(self, ref: ModelRef, serving: Serving) -> None:
+        old = weakref.ref(self._active) if self._active is not None and self._active is not serving else None
         kept = {ModelRef.parse(text) for text in self._settings.resident}
         self._resident = {old: it for old, it in self._resident.items() if old in kept} | {ref: serving}
         # From here on new requests get the new one. The old one is freed when its last request ends.
@@ -228,6 +237,16 @@ class Engine:
         self._metrics.model_switches.labels("done").inc()
         self._tell_models()
         _LOG.info("%s is served now", ref)
+        if old is not None:
+            self._freeing = asyncio.create_task(self._free(old))
+
+    async def _free(self, old: "weakref.ref[Serving]") -> None:
+        """Give back the memory of a replaced model, as soon as its last request has ended."""
+        for _ in range(math.ceil(self._settings.request_timeout_s / _FREE_PAUSE_S) + 1):
+            await asyncio.sleep(_FREE_PAUSE_S)
+            await asyncio.to_thread(give_back)
+            if old() is None:
+                return
 
     def _persist(self, ref: ModelRef) -> str | None:
         try:

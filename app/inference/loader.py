@@ -78,6 +78,7 @@ class Loader:
         self._registry = registry
         self._placements = placements
         self._open_session = open_session
+        self._best_batches: dict[tuple[str, int, str], int] = {}
 
     def load(self, ref: ModelRef, run_on: RunOn) -> LoadedModel:
         """Load a model until it is ready to answer. Takes seconds; call it in a thread.
@@ -132,8 +133,18 @@ class Loader:
             return self._open(manifest, ref, replace(placement, device="cpu"), run)
         run(partial(check_golden, manifest, session, *self._golden(manifest, placement, session)))
         if placement.max_batch == 0 and session.provider == CPU_PROVIDER:
-            session.max_batch = best_batch(session, size_px, run)
+            session.max_batch = self._best_batch(manifest, placement, session, run)
         return session
+
+    def _best_batch(
+        self, manifest: Manifest, placement: Placement, session: Session, run: Callable[[Errand], None]
+    ) -> int:
+        # Measured once for a network: a later version of it, loaded under traffic, would be measured worse.
+        size_px = manifest.preprocessing.size_px
+        network = (manifest.architecture, size_px, placement.precision)
+        if network not in self._best_batches:
+            self._best_batches[network] = best_batch(session, size_px, run)
+        return self._best_batches[network]
 
     @staticmethod
     def _golden(manifest: Manifest, placement: Placement, session: Session) -> tuple[tuple[float, ...], float]:

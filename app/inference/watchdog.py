@@ -40,13 +40,14 @@ class Watchdog:
         self._self_tests = self_tests
         self._run_timeout_s = run_timeout_s
         self._since_s: float | None = None
+        self._hung = False
         self._task: asyncio.Task[None] | None = None
         self.complaint: str | None = None
 
     @property
     def alive(self) -> bool:
         """False when a run hangs, or the device has failed for longer than a run may take."""
-        if self._batcher.busy_s > self._run_timeout_s:
+        if self._hung:
             return False
         return self._since_s is None or time.monotonic() - self._since_s <= self._run_timeout_s
 
@@ -70,11 +71,12 @@ class Watchdog:
                 await self._test()
             elif self.complaint is not None:
                 _LOG.warning("the model answers again")
-                self.complaint, self._since_s = None, None
+                self.complaint, self._since_s, self._hung = None, None, False
                 self._batcher.resume()
 
     def _hangs(self) -> None:
         self._complain(f"A batch has been running for more than {self._run_timeout_s:g} s; a restart is needed.")
+        self._hung = True
         self._batcher.fail_all("The model hangs; this picture was given up.")
 
     def _complain(self, complaint: str) -> None:

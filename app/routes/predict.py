@@ -1,11 +1,10 @@
 """`POST /predict`: one or many pictures in, a label with its confidence for each out."""
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.core.errors import ImageError, ServiceError
@@ -13,8 +12,10 @@ from app.core.postprocess import Prediction
 from app.core.spec import Manifest
 from app.inference.classifier import PictureError, Upload
 from app.problems import KINDS, NO_READABLE_IMAGE, image_problem, openapi_problems, problem_response
+from app.recording import record
+from app.routes.access import caller_of
+from app.routes.bodies import unless_gone
 from app.routes.deadline import DeadlineDep, within
-from app.routes.recording import record
 from app.routes.uploads import FORM_TYPE, RAW_TYPES, read_uploads
 from app.schemas import FailedImage, ModelName, PredictedImage, PredictResponse, Summary
 from app.services import ServicesDep
@@ -64,37 +65,13 @@ async def predict(
         async with within(deadline_s):
             uploads = await read_uploads(request, settings, held)
             work = serving.classifier.classify(uploads, settings.request_timeout_s)
-            results = await _unless_gone(request, work)
-        await record(request, services, serving.model.manifest, uploads, results)
+            results = await unless_gone(request, work)
+        await record(services, caller_of(request), serving.model.manifest, uploads, results)
     if all(isinstance(result, ImageError) for result in results):
         return _none_readable(request, uploads, results)
     if not any(isinstance(result, Prediction) for result in results):
         raise next(result for result in results if isinstance(result, ServiceError))
     return _answer(request, serving.model.manifest, uploads, results)
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[Result]]) -> list[Result]:
-    """Await `work`, but cancel it when the client hangs up.
-
-    Raises:
-        ClientDisconnect: The client hung up.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return await task
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _answer(

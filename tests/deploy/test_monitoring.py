@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that has seen all that the alerts and the dashboard tell of."""
     folder = tmp_path_factory.mktemp("monitored")
     models = write_models(folder / "models", review=ReviewBand(low=0, high=1))
-    settings = {"models_dir": models, "baseline_review_share": 0.2, "baseline_all_share": 0.6}
+    settings: dict[str, Any] = {"models_dir": models, "baseline_review_share": 0.2, "baseline_all_share": 0.6}
     with ServerProcess(folder / "log", **settings) as process:
         post_traffic(process.url)
         yield process

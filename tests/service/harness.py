@@ -19,19 +19,26 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from starlette.types import Message
 
 from app.core.spec import Manifest
+from app.inference.batcher import Batcher
+from app.inference.classifier import Classifier, Decoders
+from app.inference.engine import Serving
 from app.inference.loader import Errand, LoadedModel, Loader, OpenSession
 from app.inference.providers import Placement
 from app.inference.registry import Installed, ModelRef, Registry
 from app.inference.session import OnnxSession, Outputs, Session
 from app.main import create_app
+from app.security.keys import new_key
 from app.services import Services
 from app.settings import Settings
 from tests.models import NAME, VERSION
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BAD, NOT_FINITE, SHORT = 255, 254, 253
+ADMIN, ADMIN_KEY = new_key("admin")
+AS_ADMIN = {"X-API-Key": ADMIN}
 
 
 class FakeSession:
@@ -75,6 +82,32 @@ def services_of(app: FastAPI) -> Services:
     return services
 
 
+async def hanging_up(
+    app: FastAPI, session: FakeSession, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> list[Message]:
+    """Post a body, hang up once it is in the model, and return what was sent back."""
+    hung_up = asyncio.Event()
+    incoming: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if incoming:
+            return incoming.pop()
+        await hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    request = asyncio.create_task(app(scope, receive, send))
+    await session.has_begun()
+    hung_up.set()
+    await request
+    return sent
+
+
 def loader_of(models_dir: Path, *placements: Placement, open_session: OpenSession = OnnxSession.create) -> Loader:
     return Loader(Registry(models_dir), placements or [Placement(device="cpu", max_batch=2)], open_session)
 
@@ -101,10 +134,21 @@ def loaded(session: Session, manifest: Manifest) -> LoadedModel:
     return LoadedModel(installed, manifest, (session,), manifest.precision)
 
 
+def serve_with(app: FastAPI, session: FakeSession, queue_limit: int = 4) -> None:
+    """Put a fake session where the model is."""
+    services = services_of(app)
+    model = loaded(session, services.engine.serving().model.manifest)
+    batcher = Batcher(services.metrics, queue_limit=queue_limit)
+    batcher.start()
+    services.engine._active = Serving(model, Classifier(model, batcher, Decoders(1, 1_000_000), services.metrics))
+
+
 @asynccontextmanager
-async def running(settings: Settings, *, wait: bool = True) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+async def running(
+    settings: Settings, *, wait: bool = True, open_session: OpenSession = OnnxSession.create
+) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
     """Run the application in this process; `wait` until its model is loaded or has failed."""
-    app = create_app(settings)
+    app = create_app(settings, open_session=open_session)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://service", timeout=30) as client:
@@ -149,18 +193,24 @@ def run_cli(*arguments: str, **settings: object) -> subprocess.CompletedProcess[
 class ServerProcess:
     """`leukoscope serve` as a process of its own, on a free port."""
 
-    def __init__(self, log: Path, **settings: object) -> None:
+    def __init__(
+        self, log: Path, *, module: str = "app.cli", variables: dict[str, str] | None = None, **settings: object
+    ) -> None:
         self.port = free_port()
+        self.settings = settings
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "serve"],
-                cwd=ROOT,
-                env=environment(port=self.port, **settings),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        log.write_bytes(b"")
+        # Through a pipe, so that a server which can write no file still has its say.
+        self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", module, "serve"],
+            cwd=ROOT,
+            env=environment(port=self.port, **settings) | (variables or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._reader = threading.Thread(target=self._copy_log)
+        self._reader.start()
 
     def __enter__(self) -> Self:
         deadline_s = time.monotonic() + 30
@@ -176,6 +226,13 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self._reader.join()
+
+    def _copy_log(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as pipe, self._log.open("ab", buffering=0) as file:
+            for line in pipe:
+                file.write(line)
 
     def log(self) -> str:
         return self._log.read_text(encoding="utf-8")
@@ -183,7 +240,9 @@ class ServerProcess:
     def stop(self, number: signal.Signals) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        code = self.process.wait(timeout=20)
+        self._reader.join()
+        return code
 
     @contextmanager
     def client(self) -> Iterator[httpx.Client]:
