@@ -60,7 +60,7 @@ format: $(VENV)/.dev  ## format, and mend what the linter can mend
 audit: .venv-audit/.ready  ## look every locked package up among known vulnerabilities (needs PyPI)
 	@for lock in service cuda grpc otel training image-cpu image-cuda; do \
 		echo "requirements/$$lock.txt"; \
-		.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
+		.venv-audit/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 sbom: .venv-audit/.ready  ## write a CycloneDX bill of materials of the locks to dist/ (the images hold their own)
 	@mkdir -p dist
