@@ -1,4 +1,4 @@
-"""The command `leukoscope`: serve, list the installed models, make API keys, check the audit log."""
+"""The command `leukoscope`: serve, answer folders, list the models, make API keys, check the audit log."""
 
 import asyncio
 import logging
@@ -20,6 +20,7 @@ from app.commands.audit import audit_cli
 from app.commands.keys import keys_cli
 from app.core.errors import LeukoscopeError
 from app.core.spec import write_active
+from app.folder import command
 from app.inference.engine import Engine
 from app.inference.loader import LoadedModel
 from app.inference.registry import ModelRef, Registry
@@ -185,6 +186,8 @@ def _fail_start(error: Exception) -> NoReturn:
 def _stopped(_signal: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(0)
 
+
+command.register(cli, _settings)
 
 if __name__ == "__main__":
     main()

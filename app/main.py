@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.responses import RedirectResponse
 
 from app.inference.engine import Engine
 from app.inference.loader import OpenSession
@@ -19,7 +18,7 @@ from app.inference.session import OnnxSession
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers, openapi_problems
-from app.routes import health, models, predict, v2
+from app.routes import explain, health, models, predict, v2, web
 from app.routes import metrics as metrics_page
 from app.routes.access import require_client, require_for_metrics
 from app.security.audit import AuditFile, AuditLog
@@ -104,13 +103,14 @@ def create_app(
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(SecurityHeadersMiddleware, docs_path=_DOCS_PATH)
     install_handlers(app, service_metrics.count_rejected)
-    for router in (predict.router, models.router):
+    for router in (predict.router, explain.router, models.router):
         app.include_router(router, dependencies=[Depends(require_client)], responses=openapi_problems(401))
     app.include_router(v2.router, dependencies=[Depends(require_client)], responses=v2.errors(401))
     app.include_router(v2.public_router)
     app.include_router(health.router)
     app.include_router(metrics_page.router, dependencies=[Depends(require_for_metrics)])
-    app.add_api_route("/", _to_docs, include_in_schema=False)
+    app.include_router(web.router)
+    app.mount("/web", web.PageFiles(), name="web")
     return app
 
 
@@ -158,10 +158,6 @@ def _open_tracer(settings: Settings) -> "OtelTracer | None":
             f"{PREFIX}TRACES={settings.traces} needs packages that are not installed: pip install 'leukoscope[otel]'"
         ) from error
     return open_tracer()
-
-
-async def _to_docs() -> RedirectResponse:
-    return RedirectResponse("docs")
 
 
 def _version() -> str:

@@ -63,6 +63,7 @@ KINDS: Final[Mapping[type[errors.LeukoscopeError], Kind]] = {
     errors.ForbiddenError: Kind("forbidden", "Not allowed", 403),
     # What is wrong with a model is met by those who ask for it by name; what is served goes on.
     errors.ModelNotFoundError: Kind("model-not-found", "No such model", 404),
+    errors.NoExplanationError: Kind("no-explanation", "The model gives no explanation", 501),
     errors.ManifestError: Kind("bad-manifest", "The model's manifest can't be used", 422),
     errors.ModelIntegrityError: Kind("model-integrity", "The model's files are not as published", 422),
     errors.GoldenMismatchError: Kind("golden-mismatch", "The model does not reproduce its golden output", 422),

@@ -14,6 +14,8 @@ from app.logs import LogFormat
 
 PREFIX: Final = "LEUKOSCOPE_"
 MIB: Final = 1024 * 1024
+# Of `leukoscope predict --server`: a client's, so no setting of the service, but no misspelling either.
+CLIENT_KEY_VARIABLE: Final = PREFIX + "API_KEY"
 
 Device = Literal["auto", "cpu", "cuda"]
 CudaEngine = Literal["cuda", "cuda-graph", "tensorrt"]
@@ -174,7 +176,8 @@ class Settings(BaseSettings):
 def unknown_variables(names: Iterable[str]) -> list[str]:
     """Describe each ``LEUKOSCOPE_*`` name that is no setting, with the names that come near."""
     known = {PREFIX + field.upper() for field in Settings.model_fields}
-    strange = sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in known)
+    allowed = known | {CLIENT_KEY_VARIABLE}
+    strange = sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in allowed)
     return [f"{name} is not a setting{_near(name.upper(), known)}" for name in strange]
 
 

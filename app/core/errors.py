@@ -24,6 +24,7 @@ LeukoscopeError
 │   └── ForbiddenError
 └── ModelError                  what is installed under models/ is wrong
     ├── ModelNotFoundError
+    ├── NoExplanationError
     ├── ManifestError
     ├── ModelIntegrityError
     ├── GoldenMismatchError
@@ -145,6 +146,10 @@ class ModelError(LeukoscopeError):
 
 class ModelNotFoundError(ModelError):
     """No model of this name and version is installed, or it is not one that answers now."""
+
+
+class NoExplanationError(ModelError):
+    """The model answers, but gives no evidence map to explain it with."""
 
 
 class ManifestError(ModelError):

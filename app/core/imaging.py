@@ -77,13 +77,28 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
         Array of shape ``(size_px, size_px, 3)``, values 0..255.
     """
     if spec.crop_px is not None:
-        left = (image.width - spec.crop_px) // 2
-        top = (image.height - spec.crop_px) // 2
-        image = image.crop((left, top, left + spec.crop_px, top + spec.crop_px))
+        image = image.crop(crop_box(image.size, spec))
     size = (spec.size_px, spec.size_px)
     if image.size != size:
         image = image.resize(size, _RESAMPLING[spec.resample])
     return np.array(image, dtype=np.uint8)
+
+
+def crop_box(size: tuple[int, int], spec: Preprocessing) -> tuple[int, int, int, int]:
+    """Return which part of a picture the model sees.
+
+    Args:
+        size: Width and height of the picture, in pixels.
+        spec: The model's preprocessing.
+
+    Returns:
+        Left, top, right and bottom, in pixels of the picture; beyond its edges where the crop is larger.
+    """
+    width, height = size
+    if spec.crop_px is None:
+        return 0, 0, width, height
+    left, top = (width - spec.crop_px) // 2, (height - spec.crop_px) // 2
+    return left, top, left + spec.crop_px, top + spec.crop_px
 
 
 def _check(image: Image.Image, max_pixels: int) -> None:

@@ -5,8 +5,10 @@ import dataclasses
 from typing import Any
 
 from fastapi import APIRouter, Depends
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 
-from app.core.spec import Manifest
+from app.core.spec import CARD_FILE, Manifest
 from app.inference.loader import LoadedModel
 from app.inference.registry import Installed, ModelRef
 from app.problems import openapi_problems
@@ -34,6 +36,22 @@ async def models(services: ServicesDep) -> ModelList:
 async def active_model(services: ServicesDep) -> ActiveModel:
     """Describe the model that answers, as it was loaded."""
     return ActiveModel(**_describe_loaded(services.engine.serving().model, services))
+
+
+@router.get(
+    "/active/card",
+    summary="The card of the model that is served",
+    response_class=PlainTextResponse,
+    responses=openapi_problems(404, 503),
+)
+async def active_card(services: ServicesDep) -> PlainTextResponse:
+    """Answer with MODEL_CARD.md, Markdown as plain text: how it was measured, and its limits."""
+    ref = services.engine.serving().model.installed.ref
+    path = services.settings.models_dir / ref.name / ref.version / CARD_FILE
+    try:
+        return PlainTextResponse(await asyncio.to_thread(path.read_text, encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HTTPException(404, f"The card of {ref} can't be read.") from error
 
 
 @router.put(

@@ -194,9 +194,14 @@ class ServerProcess:
     """`leukoscope serve` as a process of its own, on a free port."""
 
     def __init__(
-        self, log: Path, *, module: str = "app.cli", variables: dict[str, str] | None = None, **settings: object
+        self,
+        log: Path,
+        *,
+        module: str = "app.cli",
+        variables: dict[str, str] | None = None,
+        **settings: object,
     ) -> None:
-        self.port = free_port()
+        self.port = int(str(settings.pop("port", None) or free_port()))
         self.settings = settings
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import re
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -397,10 +398,29 @@ async def test_metrics(client: httpx.AsyncClient) -> None:
 
 
 async def test_documents_need_no_network(client: httpx.AsyncClient) -> None:
-    page = (await client.get("/", follow_redirects=True)).text
+    page = (await client.get("/docs")).text
     assert "Leukoscope" in page
     assert "https://" not in page
     assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200
+
+
+async def test_the_page_and_its_files(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    assert page.status_code == 200
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"<style|<script(?! type=\"module\" src=)| on\w+=| style=|https?://", page.text)
+    for name in re.findall(r'(?:href|src)="(web/[^"]+)"', page.text):
+        file = await client.get(f"/{name}")
+        assert (file.status_code, file.headers["cache-control"]) == (200, "no-cache")
+    assert (await client.get("/web/../settings.py")).status_code == 404
+
+
+async def test_the_card_of_the_active_model(client: httpx.AsyncClient) -> None:
+    card = await client.get("/models/active/card")
+    assert (card.status_code, card.text) == (200, "# A model for tests\n")
+    assert card.headers["content-type"].startswith("text/plain")
 
 
 async def test_openapi_describes_bodies_and_problems(client: httpx.AsyncClient) -> None:

@@ -17,6 +17,7 @@ STATUS = {
     "DeadlineExceededError": 504,
     "NotReadyError": 503,
     "InferenceError": 500,
+    "NoExplanationError": 501,
     "AuditError": 503,
     "UnauthenticatedError": 401,
     "ForbiddenError": 403,

@@ -7,9 +7,11 @@ import pytest
 
 from app.core import imaging
 from app.core.postprocess import postprocess
+from app.core.spec import MODEL_FILE
 from app.inference.loader import LoadedModel
 from app.inference.providers import Placement
 from app.inference.registry import ModelRef
+from tests.explanations import inside, look, occlusion, randomised, read
 from tests.service.harness import ROOT, load, make_settings, running
 
 MODELS = ROOT / "models"
@@ -49,3 +51,30 @@ async def test_the_active_model_is_served(drawn_cells: list[bytes]) -> None:
         response = await client.post("/predict", files={"file": ("cell.bmp", drawn_cells[0])})
     assert response.status_code == 200
     assert response.json()["predictions"][0]["label"] in {"ALL", "HEM"}
+
+
+def gives_evidence(model: LoadedModel, pixels: np.ndarray) -> bool:
+    return model.session.run(pixels[None]).evidence is not None
+
+
+def test_evidence_lies_on_the_cell_and_comes_from_the_weights(model: LoadedModel, drawn_cells: list[bytes]) -> None:
+    spec = model.manifest.preprocessing
+    pictures = [imaging.preprocess(imaging.decode(cell), spec) for cell in drawn_cells]
+    if not gives_evidence(model, pictures[0]):
+        pytest.skip("this model gives no evidence")
+    shares = np.array([inside(look(model, pixels)) for pixels in pictures])
+    assert shares[:, 0].mean() > shares[:, 1].mean()
+    ref = model.installed.ref
+    same = randomised(MODELS / ref.name / ref.version / MODEL_FILE, pictures[:4], seed=0)
+    assert np.abs(same).max() < 0.95
+
+
+def test_covering_strong_evidence_costs_more_than_covering_at_random(
+    model: LoadedModel, real_cells: list[Path]
+) -> None:
+    pictures = read(real_cells, model.manifest.preprocessing)
+    if not gives_evidence(model, pictures[0]):
+        pytest.skip("this model gives no evidence")
+    rng = np.random.default_rng(0)
+    falls = np.array([occlusion(model, look(model, pixels), rng) for pixels in pictures])
+    assert falls[:, 0].mean() > falls[:, 1].mean()

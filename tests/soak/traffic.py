@@ -43,20 +43,21 @@ class Seen:
 class Traffic:
     """Clients that send for a while and note what they see."""
 
-    def __init__(self, url: str, *, seed: int, connections: int) -> None:
+    def __init__(self, url: str, *, seed: int, connections: int, plain: bool = False) -> None:
         """Prepare the cells.
 
         Args:
             url: Of the server.
             seed: Of the drawn cells and of every choice.
             connections: Clients at once.
+            plain: Only lone good pictures, to measure latencies.
         """
         self.seen = Seen()
         self._url = url
         self._rng = random.Random(seed)
         self._connections = connections
         self._cells = [cell_bytes(label, seed + number) for number in range(4) for label in ("ALL", "HEM")]
-        self._kinds: list[tuple[int, Callable[[httpx.AsyncClient], Awaitable[None]]]] = [
+        kinds: list[tuple[int, Callable[[httpx.AsyncClient], Awaitable[None]]]] = [
             (60, self._one),
             (8, self._many),
             (8, self._mixed),
@@ -66,6 +67,7 @@ class Traffic:
             (6, self._late),
             (6, self._hang_up),
         ]
+        self._kinds = kinds[:1] if plain else kinds
 
     async def run(self, seconds: float) -> None:
         """Send until the time is over and every request has ended."""

@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from app.core.errors import ImageError
 from app.core.imaging import decode
+from app.core.naming import CELL_NAME, PICTURE_SUFFIXES
 from training.errors import DataError
 
 INDEX_FILE: Final = "cells.parquet"
@@ -32,9 +33,6 @@ SCHEMA: Final = pl.Schema(
         "group": pl.String,
     }
 )
-_SUFFIXES: Final = {".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
-# HEM subjects carry an H (sometimes h): subject 3 and subject H3 are different people.
-_CELL_NAME: Final = re.compile(r"UID_(?P<subject>H?\d+)_\d+_\d+_(?P<label>all|hem)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def build_index(data: Path, index_file: Path) -> Index:
     files = sorted(
         path
         for path in data.rglob("fold_*/*/*")
-        if path.suffix.lower() in _SUFFIXES and path.parent.name.lower() in {"all", "hem"}
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.parent.name.lower() in {"all", "hem"}
     )
     if not files:
         raise DataError(
@@ -107,7 +105,7 @@ def load_index(path: Path) -> pl.DataFrame:
 
 def _read(path: Path) -> dict[str, Any] | str:
     """Return a cell's row, or why it is left out."""
-    name = _CELL_NAME.fullmatch(path.stem)
+    name = CELL_NAME.fullmatch(path.stem)
     if name is None:
         return "the name is not UID_<subject>_<image>_<cell>_<class>"
     label = name["label"].upper()
