@@ -10,10 +10,13 @@ import httpx
 import pytest
 
 from app.core.naming import CELL_PATTERN
+from app.security.keys import new_key
 from tests.service.harness import ServerProcess
 from training.data.drawn import cell_bytes
 
 expect = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright").expect
+
+expect.set_options(timeout=30_000)  # a slow machine is no fault of the page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
@@ -33,7 +36,7 @@ def add(page: "Page", files: list[Path]) -> None:
 
 def wait_for(page: "Page", ended: int) -> None:
     expect(page.locator("#progress")).to_have_js_property("value", ended, timeout=60_000)
-    expect(page.locator("#grid > li")).to_have_count(ended, timeout=10_000)
+    expect(page.locator("#grid > li")).to_have_count(ended)
 
 
 def saved_rows(page: "Page") -> list[dict[str, str]]:
@@ -93,6 +96,7 @@ def test_no_accessibility_rule_is_broken_in_any_state(open_page: Open, cell_file
     check("large view")
     page.keyboard.press("Escape")
     page.click("#model-button")
+    page.click("#model summary")
     check("model")
     page.keyboard.press("Escape")
     page.click("#clear")
@@ -174,7 +178,7 @@ def test_what_is_answered_survives_the_service_and_a_reload(
         add(page, cell_files[:8])
         wait_for(page, 8)
     add(page, cell_files[8:])
-    expect(page.locator("#trouble-text")).to_contain_text("The service can't be reached.", timeout=20_000)
+    expect(page.locator("#trouble-text")).to_contain_text("The service can't be reached.")
     expect(page.locator("#progress-text")).to_contain_text("8 of 20 answered")
     assert len(saved_rows(page)) == 8
     with ServerProcess(tmp_path / "log2", models_dir=models_dir, port=first.port) as second:
@@ -237,6 +241,19 @@ def test_a_key_is_asked_for_kept_and_sent(open_page: Open, cell_files: list[Path
     page.keyboard.press("Enter")
     wait_for(page, 20)
     assert page.evaluate("sessionStorage.getItem('leukoscope-key')") == "right"
+
+
+def test_with_keys_set_the_page_opens_and_the_model_waits_for_one(
+    open_page: Open, models_dir: Path, tmp_path: Path
+) -> None:
+    secret, key = new_key("ward")
+    with ServerProcess(tmp_path / "log", models_dir=models_dir, api_keys=key.setting) as guarded:
+        page = open_page(guarded.url, expect_faults=True)
+        expect(page.locator("#model-name")).to_have_text("Model: a key is needed")
+        page.click("#model-button")
+        page.fill("#key-input", secret)
+        page.keyboard.press("Enter")
+        expect(page.locator("#model-name")).to_have_text("Model tiny 1.0.0")
 
 
 def test_what_a_browser_cannot_show_is_answered_all_the_same(open_page: Open, tmp_path: Path) -> None:
