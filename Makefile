@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 # With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
 SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
 
-.PHONY: help run test soak check format setup-training lock clean
+.PHONY: help run test soak check format setup-grpc setup-training lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ check: $(VENV)/.dev  ## check format, lint and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
+
+setup-grpc: $(VENV)/.grpc  ## install what LEUKOSCOPE_GRPC_PORT needs
+	@echo "LEUKOSCOPE_GRPC_PORT can be set"
 
 setup-training: $(VENV)/.training  ## install what leukoscope-train needs
 	@echo "$(BIN)/leukoscope-train is there"
@@ -49,7 +52,7 @@ $(VENV)/.created:
 	@touch $@
 
 # A stamp for each lock that was installed. All locks agree on every version, so they add up in one environment.
-$(VENV)/.service $(VENV)/.cuda $(VENV)/.training $(VENV)/.dev: $(VENV)/.%: requirements/%.txt requirements/build.txt pyproject.toml | $(VENV)/.created
+$(VENV)/.service $(VENV)/.cuda $(VENV)/.grpc $(VENV)/.training $(VENV)/.dev: $(VENV)/.%: requirements/%.txt requirements/build.txt pyproject.toml | $(VENV)/.created
 	@echo "Installing $<"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt -r $<
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -63,8 +66,9 @@ lock: $(VENV)/.dev  ## renew requirements/*.txt from pyproject.toml
 	$(LOCK) --group build -c $(VENV)/all.txt -o requirements/build.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt -o requirements/service.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra cuda -o requirements/cuda.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra grpc -o requirements/grpc.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training -o requirements/training.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel -o requirements/otel.txt
-	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra otel --extra dev -o requirements/dev.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra otel --extra grpc --extra dev -o requirements/dev.txt
 	$(LOCK) --upgrade --group audit -o requirements/audit.txt
 	$(LOCK) --upgrade pyproject.toml -c $(VENV)/all.txt --group fuzz -o requirements/fuzz.txt

@@ -18,7 +18,7 @@ from app.inference.session import OnnxSession
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers, openapi_problems
-from app.routes import explain, health, models, predict, web
+from app.routes import explain, health, models, predict, v2, web
 from app.routes import metrics as metrics_page
 from app.routes.access import require_client, require_for_metrics
 from app.security.audit import AuditFile, AuditLog
@@ -27,6 +27,7 @@ from app.security.keys import AccessKeys
 from app.security.limits import BodyLimitsMiddleware
 from app.services import Services
 from app.settings import PREFIX, Settings, SettingsError
+from app.v2.grpc_option import GrpcOption
 
 if TYPE_CHECKING:
     from app.telemetry import OtelTracer
@@ -72,13 +73,14 @@ def create_app(
         audit = _audit_log(settings)
         services = Services(settings, service_metrics, engine, keys, audit)
         app.state.services = services
-        starting = asyncio.create_task(_start(services, on_start_failure))
+        grpc = GrpcOption(services, app.version)
+        starting = asyncio.create_task(_start(services, grpc, on_start_failure))
         try:
             yield
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-            await engine.drain()
+            await asyncio.gather(engine.drain(), grpc.stop())
             if audit is not None:
                 await audit.close()
             if tracer is not None:
@@ -103,6 +105,8 @@ def create_app(
     install_handlers(app, service_metrics.count_rejected)
     for router in (predict.router, explain.router, models.router):
         app.include_router(router, dependencies=[Depends(require_client)], responses=openapi_problems(401))
+    app.include_router(v2.router, dependencies=[Depends(require_client)], responses=v2.errors(401))
+    app.include_router(v2.public_router)
     app.include_router(health.router)
     app.include_router(metrics_page.router, dependencies=[Depends(require_for_metrics)])
     app.include_router(web.router)
@@ -116,9 +120,10 @@ def _audit_log(settings: Settings) -> AuditLog | None:
     return AuditLog(AuditFile(settings.audit_log, fsync=settings.audit_fsync, max_bytes=settings.audit_max_bytes))
 
 
-async def _start(services: Services, on_start_failure: Callable[[Exception], None] | None) -> None:
+async def _start(services: Services, grpc: GrpcOption, on_start_failure: Callable[[Exception], None] | None) -> None:
     engine, audit, settings, metrics = services.engine, services.audit, services.settings, services.metrics
     try:
+        await grpc.start()  # before the model, so that a port in use is told at once
         if audit is not None:
             await audit.open()
         metrics.gpu_expected.set(settings.device == "cuda" or (settings.device == "auto" and await _gpu_is_there()))

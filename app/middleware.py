@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import time
 from contextlib import suppress
 from typing import Final
@@ -11,17 +10,14 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from ulid import ULID
 
 from app.logs import bind
 from app.metrics import Metrics
 from app.problems import internal_error
-
-REQUEST_ID_HEADER: Final = "X-Request-ID"
+from app.request_ids import REQUEST_ID_HEADER, request_id_from
 
 _ACCESS: Final = logging.getLogger("leukoscope.access")
 _LOG: Final = logging.getLogger(__name__)
-_USABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_GONE: Final = 499  # nginx's number for it; no such answer is ever sent
 _DISCARD_S: Final = 10.0
@@ -39,7 +35,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = request_id_from(Headers(scope=scope).get(REQUEST_ID_HEADER, ""))
         scope.setdefault("state", {}).update(request_id=request_id, began_s=asyncio.get_running_loop().time())
         bind(request_id=request_id)
         status = _CLIENT_GONE
@@ -120,11 +116,6 @@ class UnreadBodyMiddleware:
                         await watching_receive()
 
         await self._app(scope, watching_receive, lingering_send)
-
-
-def _request_id(scope: Scope) -> str:
-    wanted = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-    return wanted if _USABLE_ID.fullmatch(wanted) else str(ULID())
 
 
 def _has_body(scope: Scope) -> bool:

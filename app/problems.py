@@ -1,4 +1,7 @@
-"""Errors as RFC 9457 `application/problem+json`: one table from exception to type, title and status."""
+"""Errors as RFC 9457 `application/problem+json`: one table from exception to type, title and status.
+
+Routes of the Open Inference Protocol answer that protocol's `{"error": "..."}` from the same table.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from app.core import errors
-from app.schemas import FailedImage, ImageProblem, Problem
+from app.schemas import FailedImage, ImageProblem, Problem, V2Error
 
+INTERNAL_DETAIL: Final = "Something broke; the log has it under the request's id."
 NOT_READY_HEADERS: Final = {"Retry-After": "5"}  # a model is loaded in a few seconds
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="leukoscope"'}  # RFC 9110, 11.6.1: a 401 has one
 
@@ -46,11 +50,13 @@ KINDS: Final[Mapping[type[errors.LeukoscopeError], Kind]] = {
     errors.UnsupportedMediaTypeError: Kind("unsupported-media-type", "Neither a form nor a picture", 415),
     errors.BodyTooLargeError: Kind("body-too-large", "The request has too many bytes", 413),
     errors.TooManyImagesError: Kind("too-many-images", "The request has too many pictures", 413),
+    errors.TensorError: Kind("bad-tensor", "The inference request can't be used", 400),
     errors.QueueFullError: Kind("queue-full", "The service is busy", 429),
     errors.DeadlineExceededError: Kind("deadline-exceeded", "No answer within the time limit", 504),
     errors.NotReadyError: Kind("not-ready", "The service is not ready", 503),
     errors.SwitchInProgressError: Kind("switch-in-progress", "Another model is being loaded", 409),
     errors.InferenceError: Kind("inference-failed", "The model failed", 500),
+    errors.ListenError: Kind("not-listening", "A port can't be served", 503),
     errors.DeviceMemoryError: Kind("device-memory", "The device is out of memory", 500),
     errors.AuditError: Kind("audit-failed", "The answer can't be recorded", 503),
     errors.UnauthenticatedError: Kind("unauthenticated", "An API key is needed", 401),
@@ -91,7 +97,7 @@ def problem_response(
     *,
     headers: Mapping[str, str] | None = None,
     failed: list[FailedImage] | None = None,
-) -> ProblemResponse:
+) -> JSONResponse:
     """Make the response for one problem.
 
     Args:
@@ -101,6 +107,8 @@ def problem_response(
         headers: More headers.
         failed: Each picture's own problem, where there were several.
     """
+    if _is_v2(request):
+        return JSONResponse(V2Error(error=detail).model_dump(), kind.status, headers)
     body = Problem(
         type=kind.type,
         title=kind.title,
@@ -113,9 +121,9 @@ def problem_response(
     return ProblemResponse(body.model_dump(exclude_none=True), kind.status, headers)
 
 
-def internal_error(request: Request) -> ProblemResponse:
+def internal_error(request: Request) -> JSONResponse:
     """Make the 500 response; what broke is in the log, under the request's id."""
-    return problem_response(request, _INTERNAL, "Something broke; the log has it under the request's id.")
+    return problem_response(request, _INTERNAL, INTERNAL_DETAIL)
 
 
 def install_handlers(app: FastAPI, on_rejected: Callable[[str], None]) -> None:
@@ -126,13 +134,13 @@ def install_handlers(app: FastAPI, on_rejected: Callable[[str], None]) -> None:
         on_rejected: Called with the problem's slug for each refused request.
     """
 
-    async def leukoscope_error(request: Request, error: Exception) -> ProblemResponse:
+    async def leukoscope_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.LeukoscopeError)  # noqa: S101 - narrows the type that Starlette passes on
         kind = KINDS[type(error)]
         on_rejected(kind.slug)
-        return problem_response(request, kind, str(error), headers=_headers(error, kind))
+        return problem_response(request, kind, str(error), headers=error_headers(error, kind))
 
-    async def http_error(request: Request, error: Exception) -> ProblemResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 - as above
         status = error.status_code
         kind = _HTTP.get(status) or Kind(f"http-{status}", HTTPStatus(status).phrase, status)
@@ -140,7 +148,7 @@ def install_handlers(app: FastAPI, on_rejected: Callable[[str], None]) -> None:
         detail = f"{request.method} {request.url.path}: {error.detail}"
         return problem_response(request, kind, detail, headers=error.headers)
 
-    async def invalid_parameter(request: Request, error: Exception) -> ProblemResponse:
+    async def invalid_parameter(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
         on_rejected(_INVALID_PARAMETER.slug)
         faults = [f"{' '.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()]
@@ -162,9 +170,15 @@ def openapi_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _headers(error: errors.LeukoscopeError, kind: Kind) -> dict[str, str]:
+def error_headers(error: errors.LeukoscopeError, kind: Kind) -> dict[str, str]:
+    """Return the headers that go with an error: when to come again, how to say who one is."""
     if isinstance(error, errors.UnauthenticatedError):
         return _CHALLENGE
     if isinstance(error, errors.QueueFullError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return NOT_READY_HEADERS if kind.status == 503 else {}
+
+
+def _is_v2(request: Request) -> bool:
+    path = request.url.path
+    return path == "/v2" or path.startswith("/v2/")

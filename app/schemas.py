@@ -142,3 +142,53 @@ class SwitchedModel(ActiveModel):
 
     persisted: Annotated[bool, Field(description="Whether the next start will serve it too.")]
     persist_problem: Annotated[str | None, Field(description="Why not.")]
+
+
+class V2Error(_Answer):
+    """An error in the Open Inference Protocol."""
+
+    error: str
+
+
+class V2Server(_Answer):
+    """What the server is, in the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class V2Live(_Answer):
+    """The server can go on."""
+
+    live: Literal[True] = True
+
+
+class V2Ready(_Answer):
+    """The server answers inference requests now."""
+
+    ready: Literal[True] = True
+
+
+class V2ModelReady(V2Ready):
+    """The model answers inference requests now."""
+
+    name: str
+
+
+class V2Tensor(_Answer):
+    """One input or output."""
+
+    name: str
+    datatype: str
+    shape: Annotated[list[int], Field(description="-1 is any length.")]
+
+
+class V2Model(_Answer):
+    """What a model takes and gives, in the Open Inference Protocol."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: Annotated[list[V2Tensor], Field(description="A request has exactly one of them.")]
+    outputs: list[V2Tensor]

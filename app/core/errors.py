@@ -8,7 +8,8 @@ LeukoscopeError
 │   ├── MalformedFormError
 │   ├── UnsupportedMediaTypeError
 │   ├── BodyTooLargeError
-│   └── TooManyImagesError
+│   ├── TooManyImagesError
+│   └── TensorError
 ├── ServiceError                the service can't answer now
 │   ├── QueueFullError
 │   ├── DeadlineExceededError
@@ -16,7 +17,8 @@ LeukoscopeError
 │   ├── SwitchInProgressError
 │   ├── InferenceError
 │   ├── DeviceMemoryError
-│   └── AuditError
+│   ├── AuditError
+│   └── ListenError
 ├── AccessError                 who asks may not
 │   ├── UnauthenticatedError
 │   └── ForbiddenError
@@ -78,6 +80,10 @@ class TooManyImagesError(InputError):
     """The request has more pictures than the service accepts at once."""
 
 
+class TensorError(InputError):
+    """A request of the Open Inference Protocol is malformed, or its tensors are not the model's."""
+
+
 class ServiceError(LeukoscopeError):
     """The service can't answer now; nothing is wrong with the request."""
 
@@ -112,6 +118,10 @@ class InferenceError(ServiceError):
 
 class DeviceMemoryError(ServiceError):
     """The device has no memory for a batch of this size; a smaller one may fit."""
+
+
+class ListenError(ServiceError):
+    """A port that was asked for can't be served."""
 
 
 class AuditError(ServiceError):

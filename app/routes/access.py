@@ -6,14 +6,14 @@ from fastapi import Depends, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
-from app.core.errors import ForbiddenError, UnauthenticatedError
-from app.security.keys import KEY_HEADER, AccessKeys, Key
+from app.core.errors import ForbiddenError
+from app.recording import Caller
+from app.security.keys import KEY_HEADER, Key
 from app.services import ServicesDep
 from app.settings import PREFIX
 
 _API_KEY: Final = APIKeyHeader(name=KEY_HEADER, auto_error=False, description="A key of LEUKOSCOPE_API_KEYS.")
 _BEARER: Final = HTTPBearer(auto_error=False, description="The same key as a bearer token.")
-_HOW: Final = f"Send it as '{KEY_HEADER}: KEY' or 'Authorization: Bearer KEY'."
 
 
 def presented_key(
@@ -36,7 +36,7 @@ async def require_client(request: Request, services: ServicesDep, presented: Pre
         UnauthenticatedError: No key came, or an unknown one.
     """
     if services.keys.clients:
-        _admit(request, _known(services.keys, presented))
+        _admit(request, services.keys.known(presented))
 
 
 async def require_admin(request: Request, services: ServicesDep, presented: PresentedKey) -> None:
@@ -51,7 +51,7 @@ async def require_admin(request: Request, services: ServicesDep, presented: Pres
             "This needs an admin's key, and none is set. "
             f"Make one with `leukoscope keys new NAME` and name its hash in {PREFIX}ADMIN_KEYS."
         )
-    key = _known(services.keys, presented)
+    key = services.keys.known(presented)
     if services.keys.admin(presented or "") is None:
         raise ForbiddenError(f"This needs an admin's key; {key.name!r} is a client's.")
     _admit(request, key)
@@ -67,19 +67,15 @@ async def require_for_metrics(request: Request, services: ServicesDep, presented
         await require_client(request, services, presented)
 
 
+def caller_of(request: Request) -> Caller:
+    """Return who asks, once the request has been admitted."""
+    return Caller(request.state.request_id, key_name(request))
+
+
 def key_name(request: Request) -> str | None:
     """Return the name of the key with which the request was admitted; None if it needed none."""
     name: str | None = getattr(request.state, "key_name", None)
     return name
-
-
-def _known(keys: AccessKeys, presented: str | None) -> Key:
-    if not presented:
-        raise UnauthenticatedError(f"This needs an API key. {_HOW}")
-    key = keys.client(presented)
-    if key is None:
-        raise UnauthenticatedError(f"The API key is not known. {_HOW}")
-    return key
 
 
 def _admit(request: Request, key: Key) -> None:

@@ -9,9 +9,10 @@ from starlette.responses import Response
 from app.core.errors import TooManyImagesError
 from app.inference.explain import Style, explain
 from app.problems import openapi_problems
+from app.recording import record
+from app.routes.access import caller_of
+from app.routes.bodies import unless_gone
 from app.routes.deadline import DeadlineDep, within
-from app.routes.gone import unless_gone
-from app.routes.recording import record
 from app.routes.uploads import FORM_TYPE, RAW_TYPES, read_uploads
 from app.services import ServicesDep
 
@@ -77,7 +78,7 @@ async def explain_picture(
                 max_pixels=settings.max_image_pixels,
             )
             result = await unless_gone(request, work)
-        await record(request, services, serving.model.manifest, uploads, [result.prediction])
+        await record(services, caller_of(request), serving.model.manifest, uploads, [result.prediction])
     headers = {
         LABEL_HEADER: result.prediction.label,
         CONFIDENCE_HEADER: str(result.prediction.confidence),

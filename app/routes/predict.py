@@ -12,9 +12,10 @@ from app.core.postprocess import Prediction
 from app.core.spec import Manifest
 from app.inference.classifier import PictureError, Upload
 from app.problems import KINDS, NO_READABLE_IMAGE, image_problem, openapi_problems, problem_response
+from app.recording import record
+from app.routes.access import caller_of
+from app.routes.bodies import unless_gone
 from app.routes.deadline import DeadlineDep, within
-from app.routes.gone import unless_gone
-from app.routes.recording import record
 from app.routes.uploads import FORM_TYPE, RAW_TYPES, read_uploads
 from app.schemas import FailedImage, ModelName, PredictedImage, PredictResponse, Summary
 from app.services import ServicesDep
@@ -65,7 +66,7 @@ async def predict(
             uploads = await read_uploads(request, settings, held)
             work = serving.classifier.classify(uploads, settings.request_timeout_s)
             results = await unless_gone(request, work)
-        await record(request, services, serving.model.manifest, uploads, results)
+        await record(services, caller_of(request), serving.model.manifest, uploads, results)
     if all(isinstance(result, ImageError) for result in results):
         return _none_readable(request, uploads, results)
     if not any(isinstance(result, Prediction) for result in results):

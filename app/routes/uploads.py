@@ -15,6 +15,7 @@ from app.core.errors import (
 )
 from app.inference.budget import Hold
 from app.inference.classifier import Upload
+from app.routes.bodies import counted, read_body
 from app.settings import Settings
 
 FORM_TYPE: Final = "multipart/form-data"
@@ -58,24 +59,10 @@ async def read_uploads(request: Request, settings: Settings, held: Hold) -> list
         raise UnsupportedMediaTypeError(
             f"The content type is {came}; expected {FORM_TYPE}, or one picture as {', '.join(RAW_TYPES)}."
         )
-    async with aclosing(_counted(request, settings, held)) as stream:
-        if media_type == FORM_TYPE:
-            return await _read_form(request.headers, stream, settings)
-        data = bytearray()
-        async for chunk in stream:
-            data += chunk
-    return [Upload(None, bytes(data))]
-
-
-async def _counted(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
-    """Yield the body's chunks as long as there is room for them."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) <= settings.max_request_bytes:
-        held.check(int(announced))
-    async with aclosing(request.stream()) as chunks:
-        async for chunk in chunks:
-            held.add(len(chunk))
-            yield chunk
+    if media_type != FORM_TYPE:
+        return [Upload(None, bytes(await read_body(request, settings, held)))]
+    async with aclosing(counted(request, settings, held)) as stream:
+        return await _read_form(request.headers, stream, settings)
 
 
 async def _read_form(headers: Headers, stream: AsyncGenerator[bytes, None], settings: Settings) -> list[Upload]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from app.core.errors import UnauthenticatedError
 from app.settings import PREFIX, Settings, SettingsError
 
 KEY_HEADER: Final = "X-API-Key"
@@ -24,6 +25,7 @@ KEY_PREFIX: Final = "lk_"  # lets scanners of code and logs find a key that leak
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _RANDOM_BYTES: Final = 32
+_HOW: Final = f"Send it as '{KEY_HEADER}: KEY' or 'Authorization: Bearer KEY'."
 _EXPECTED: Final = "expected NAME:HASH, as `leukoscope keys new NAME` prints it"
 
 
@@ -81,6 +83,19 @@ class AccessKeys:
     def client(self, presented: str) -> Key | None:
         """Return the key that was presented, if a client's or an admin's."""
         return find((*self.clients, *self.admins), presented)
+
+    def known(self, presented: str | None) -> Key:
+        """Return the key that was presented, if a client's or an admin's.
+
+        Raises:
+            UnauthenticatedError: None was, or it is not known.
+        """
+        if not presented:
+            raise UnauthenticatedError(f"This needs an API key. {_HOW}")
+        key = self.client(presented)
+        if key is None:
+            raise UnauthenticatedError(f"The API key is not known. {_HOW}")
+        return key
 
     def admin(self, presented: str) -> Key | None:
         """Return the key that was presented, if an admin's."""

@@ -19,19 +19,26 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from starlette.types import Message
 
 from app.core.spec import Manifest
+from app.inference.batcher import Batcher
+from app.inference.classifier import Classifier, Decoders
+from app.inference.engine import Serving
 from app.inference.loader import Errand, LoadedModel, Loader, OpenSession
 from app.inference.providers import Placement
 from app.inference.registry import Installed, ModelRef, Registry
 from app.inference.session import OnnxSession, Outputs, Session
 from app.main import create_app
+from app.security.keys import new_key
 from app.services import Services
 from app.settings import Settings
 from tests.models import NAME, VERSION
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BAD, NOT_FINITE, SHORT = 255, 254, 253
+ADMIN, ADMIN_KEY = new_key("admin")
+AS_ADMIN = {"X-API-Key": ADMIN}
 
 
 class FakeSession:
@@ -75,6 +82,32 @@ def services_of(app: FastAPI) -> Services:
     return services
 
 
+async def hanging_up(
+    app: FastAPI, session: FakeSession, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> list[Message]:
+    """Post a body, hang up once it is in the model, and return what was sent back."""
+    hung_up = asyncio.Event()
+    incoming: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if incoming:
+            return incoming.pop()
+        await hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    request = asyncio.create_task(app(scope, receive, send))
+    await session.has_begun()
+    hung_up.set()
+    await request
+    return sent
+
+
 def loader_of(models_dir: Path, *placements: Placement, open_session: OpenSession = OnnxSession.create) -> Loader:
     return Loader(Registry(models_dir), placements or [Placement(device="cpu", max_batch=2)], open_session)
 
@@ -99,6 +132,15 @@ def loaded(session: Session, manifest: Manifest) -> LoadedModel:
     """Give a session the look of a loaded model."""
     installed = Installed(ModelRef(manifest.name, manifest.version), manifest, {}, None)
     return LoadedModel(installed, manifest, (session,), manifest.precision)
+
+
+def serve_with(app: FastAPI, session: FakeSession, queue_limit: int = 4) -> None:
+    """Put a fake session where the model is."""
+    services = services_of(app)
+    model = loaded(session, services.engine.serving().model.manifest)
+    batcher = Batcher(services.metrics, queue_limit=queue_limit)
+    batcher.start()
+    services.engine._active = Serving(model, Classifier(model, batcher, Decoders(1, 1_000_000), services.metrics))
 
 
 @asynccontextmanager
@@ -160,9 +202,10 @@ class ServerProcess:
         **settings: object,
     ) -> None:
         self.port = int(str(settings.pop("port", None) or free_port()))
+        self.settings = settings
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        log.touch()
+        log.write_bytes(b"")
         # Through a pipe, so that a server which can write no file still has its say.
         self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", module, "serve"],

@@ -13,13 +13,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from PIL import Image
-from starlette.types import Message
 
-from app.inference.batcher import Batcher
-from app.inference.classifier import Classifier, Decoders
-from app.inference.engine import Serving, State
+from app.inference.classifier import Classifier
+from app.inference.engine import State
 from tests.models import NAME, VERSION, write_models
-from tests.service.harness import FakeSession, loaded, make_settings, running, samples, services_of
+from tests.service.harness import FakeSession, hanging_up, make_settings, running, samples, serve_with, services_of
 from training.data.drawn import cell_bytes
 
 pytestmark = pytest.mark.anyio
@@ -39,15 +37,6 @@ async def service(models_dir: Path) -> AsyncIterator[Service]:
 @pytest.fixture
 async def client(service: Service) -> httpx.AsyncClient:
     return service[1]
-
-
-def serve_with(app: FastAPI, session: FakeSession, queue_limit: int = 4) -> None:
-    """Put a fake session where the model is."""
-    services = services_of(app)
-    model = loaded(session, services.engine.serving().model.manifest)
-    batcher = Batcher(services.metrics, queue_limit=queue_limit)
-    batcher.start()
-    services.engine._active = Serving(model, Classifier(model, batcher, Decoders(1, 1_000_000), services.metrics))
 
 
 def check_problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
@@ -308,25 +297,7 @@ async def test_a_client_that_hangs_up_is_given_up(service: Service) -> None:
     session = FakeSession(max_batch=1)
     session.gate.clear()
     serve_with(app, session)
-    hung_up = asyncio.Event()
-    incoming: list[Message] = [{"type": "http.request", "body": CELL, "more_body": False}]
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        if incoming:
-            return incoming.pop()
-        await hung_up.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    headers = [(b"content-type", b"image/bmp"), (b"content-length", str(len(CELL)).encode())]
-    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, "query_string": b""}
-    request = asyncio.create_task(app(scope, receive, send))
-    await session.has_begun()
-    hung_up.set()
-    await request
+    sent = await hanging_up(app, session, "/predict", CELL, [(b"content-type", b"image/bmp")])
     session.gate.set()
     metrics = samples((await client.get("/metrics")).text)
     assert sent == []

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.models import NAME, write_models
-from tests.service.harness import ServerProcess, samples
+from tests.service.harness import ADMIN_KEY, AS_ADMIN, ServerProcess, samples
 from training.data.drawn import cell_bytes
 
 CELL = cell_bytes("ALL", seed=3)
@@ -33,7 +34,11 @@ def start(tmp_path: Path, models_dir: Path, fault: Path) -> Iterator[Callable[..
             variables = {"FAULT_FILE": str(fault)} | {
                 name: str(settings.pop(name)) for name in list(settings) if name.startswith("FAULT_")
             }
-            options: dict[str, object] = {"models_dir": models_dir, "max_batch": 4} | settings
+            options: dict[str, Any] = {
+                "models_dir": models_dir,
+                "max_batch": 4,
+                "admin_keys": ADMIN_KEY.setting,
+            } | settings
             log = tmp_path / f"log-{time.monotonic_ns()}"
             return stack.enter_context(
                 ServerProcess(log, module="tests.service.faulty_server", variables=variables, **options)
@@ -211,7 +216,9 @@ def test_a_killed_server_starts_again(start: Callable[..., ServerProcess], tmp_p
     write_models(models, version="2.0.0", seed=4, active=False)
     server = start(models_dir=models)
     with server.client() as client:
-        assert client.put("/models/active", json={"name": NAME, "version": "2.0.0"}).status_code == 200
+        assert (
+            client.put("/models/active", json={"name": NAME, "version": "2.0.0"}, headers=AS_ADMIN).status_code == 200
+        )
         client.post("/predict", files=FILES)
     server.process.kill()
     server.process.wait()
@@ -227,7 +234,7 @@ def test_a_full_disk(start: Callable[..., ServerProcess], tmp_path: Path) -> Non
     server = start(models_dir=models, FAULT_DISK="full")
     with server.client() as client:
         assert client.post("/predict", files=[("files", ("cell.bmp", CELL))] * 20).status_code == 200
-        answer = client.put("/models/active", json={"name": NAME, "version": "2.0.0"}).json()
+        answer = client.put("/models/active", json={"name": NAME, "version": "2.0.0"}, headers=AS_ADMIN).json()
         assert (answer["version"], answer["persisted"]) == ("2.0.0", False)
         assert "active.json can't be written" in answer["persist_problem"]
         assert client.post("/predict", files=FILES).json()["model"]["version"] == "2.0.0"

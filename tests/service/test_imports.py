@@ -55,6 +55,7 @@ def test_training_imports_of_app_only_core() -> None:
         ("app/core", {"app", "fastapi", "starlette", "onnxruntime", "pydantic"}),
         ("app/inference", {"app.routes", "app.main", "app.cli", "app.problems", "app.schemas", "fastapi", "starlette"}),
         ("app/routes", {"app.main", "app.cli", "app.middleware"}),
+        ("app/v2", {"app.routes", "app.main", "app.cli", "app.middleware", "fastapi", "starlette"}),
     ],
 )
 def test_directions(folder: str, forbidden: set[str]) -> None:
@@ -65,7 +66,8 @@ def test_directions(folder: str, forbidden: set[str]) -> None:
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("app.main, app.cli", {"torch", "timm", "lightning", "training"}),
+        ("app.main, app.cli", {"torch", "timm", "lightning", "training", "grpc", "tritonclient"}),
+        ("app.v2.tensors, app.v2.http_body", {"fastapi", "starlette", "onnxruntime", "grpc", "tritonclient"}),
         (
             "app.core.errors, app.core.imaging, app.core.postprocess, app.core.spec",
             {"fastapi", "starlette", "onnxruntime", "pydantic", "torch", "training"},

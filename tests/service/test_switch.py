@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -12,10 +13,12 @@ import pytest
 from fastapi import FastAPI
 
 from app.core.spec import MODEL_FILE, Manifest
+from app.inference.loader import OpenSession
 from app.inference.providers import Placement
 from app.inference.session import OnnxSession
+from app.settings import Settings
 from tests.models import NAME, VERSION, write_models
-from tests.service.harness import make_settings, run_cli, running, samples
+from tests.service.harness import ADMIN, ADMIN_KEY, AS_ADMIN, ServerProcess, make_settings, run_cli, running, samples
 from training.data.drawn import cell_bytes
 
 pytestmark = pytest.mark.anyio
@@ -37,8 +40,18 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def client(models: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with running(make_settings(models, max_batch=2)) as (_, client):
+    async with served(make_settings(models, admin_keys=ADMIN_KEY.setting, max_batch=2)) as (_, client):
         yield client
+
+
+@asynccontextmanager
+async def served(
+    settings: Settings, open_session: OpenSession = OnnxSession.create
+) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    """Run the application; its client is an admin."""
+    async with running(settings, open_session=open_session) as (app, client):
+        client.headers.update(AS_ADMIN)
+        yield app, client
 
 
 async def ask(client: httpx.AsyncClient, model: str | None = None) -> tuple[str, float]:
@@ -66,7 +79,7 @@ async def test_another_version_is_served_and_stays(client: httpx.AsyncClient, mo
     assert len(infos) == 1
     assert 'version="2.0.0"' in infos[0]
     assert counted['leukoscope_model_switches_total{result="done"}'] == 1
-    async with running(make_settings(models)) as (_, next_start):
+    async with served(make_settings(models, admin_keys=ADMIN_KEY.setting)) as (_, next_start):
         assert (await ask(next_start))[0] == "2.0.0"
 
 
@@ -121,7 +134,7 @@ async def test_a_folder_that_cannot_be_written(client: httpx.AsyncClient, models
 
 
 async def test_requests_under_way_end_with_the_model_that_they_began_with(models: Path) -> None:
-    async with running(make_settings(models, max_batch=2)) as (_, client):
+    async with served(make_settings(models, admin_keys=ADMIN_KEY.setting, max_batch=2)) as (_, client):
         expected = {VERSION: (await ask(client))[1]}
         asking = [asyncio.create_task(ask(client)) for _ in range(40)]
         await asyncio.sleep(0)
@@ -145,7 +158,10 @@ async def test_two_changes_at_once(models: Path) -> None:
         return OnnxSession.create(path, manifest, placement)
 
     gate = threading.Event()
-    async with running(make_settings(models, max_batch=1), open_session=slowly) as (_, client):
+    async with served(make_settings(models, admin_keys=ADMIN_KEY.setting, max_batch=1), open_session=slowly) as (
+        _,
+        client,
+    ):
         first = asyncio.create_task(client.put("/models/active", json=NEW))
         await asyncio.sleep(0.1)
         second = await client.put("/models/active", json=NEW)
@@ -162,7 +178,10 @@ async def test_a_replaced_model_is_let_go(models: Path) -> None:
         opened.append(weakref.ref(session))
         return session
 
-    async with running(make_settings(models, max_batch=1), open_session=noted) as (_, client):
+    async with served(make_settings(models, admin_keys=ADMIN_KEY.setting, max_batch=1), open_session=noted) as (
+        _,
+        client,
+    ):
         await ask(client)
         await client.put("/models/active", json=NEW)
         await ask(client)
@@ -173,7 +192,9 @@ async def test_a_replaced_model_is_let_go(models: Path) -> None:
 
 async def test_several_models_answer_by_name(models: Path) -> None:
     write_models(models, name="other", version="1.0.0", seed=3, active=False)
-    async with running(make_settings(models, resident=(f"{NAME}@2.0.0", "other@1.0.0"))) as (_, client):
+    async with served(
+        make_settings(models, admin_keys=ADMIN_KEY.setting, resident=(f"{NAME}@2.0.0", "other@1.0.0"))
+    ) as (_, client):
         listed = (await client.get("/models")).json()
         assert [model["name"] for model in listed["resident"]] == [NAME, NAME, "other"]
         answers = [await ask(client, model) for model in (None, NAME, f"{NAME}@2.0.0", "other", "other@1.0.0")]
@@ -193,9 +214,25 @@ async def test_several_models_answer_by_name(models: Path) -> None:
 
 
 async def test_a_resident_model_that_is_not_there(models: Path) -> None:
-    async with running(make_settings(models, resident=("other@1.0.0",))) as (_, client):
+    async with served(make_settings(models, admin_keys=ADMIN_KEY.setting, resident=("other@1.0.0",))) as (_, client):
         body = (await client.get("/readyz")).json()
     assert (body["status"], "other@1.0.0" in body["reason"]) == ("failed", True)
+
+
+async def test_activating_in_a_running_service(models: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(ADMIN, encoding="utf-8")
+    with ServerProcess(tmp_path / "log", models_dir=models, admin_keys=ADMIN_KEY.setting) as server:
+        command = ["models", "activate", NAME, "2.0.0", "--server", server.url]
+        refused = await asyncio.to_thread(run_cli, *command)
+        assert (refused.returncode, "not activated" in refused.stderr) == (1, True)
+        done = await asyncio.to_thread(run_cli, *command, "--api-key-file", str(key))
+        assert done.returncode == 0, done.stderr
+        assert f"is served by {server.url} now" in done.stdout
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            assert (await ask(client))[0] == "2.0.0"
+    gone = await asyncio.to_thread(run_cli, *command, "--api-key-file", str(key))
+    assert (gone.returncode, server.url in gone.stderr, "Traceback" in gone.stderr) == (1, True, False)
 
 
 @pytest.mark.parametrize(

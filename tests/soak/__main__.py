@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from tests.models import NAME, write_models
-from tests.service.harness import ROOT, ServerProcess, samples
+from tests.service.harness import ADMIN_KEY, ROOT, ServerProcess, samples
 from tests.soak.reconcile import complaints, memory_grows
 from tests.soak.traffic import Seen, Traffic
 
@@ -25,7 +25,7 @@ _MIB = 1024 * 1024
 
 
 async def soak(
-    models_dir: Path, log: Path, *, seconds: float, connections: int, pause_s: float, seed: int
+    models_dir: Path, log: Path, *, seconds: float, connections: int, pause_s: float, seed: int, plain: bool = False
 ) -> dict[str, Any]:
     """Run mixed traffic against a server of its own, with changes of the model.
 
@@ -36,15 +36,21 @@ async def soak(
         connections: Clients at once.
         pause_s: Between two changes of the model.
         seed: Of all that is drawn.
+        plain: Only lone good pictures, to measure latencies.
 
     Returns:
         What was measured, and what does not add up under `complaints`.
     """
     folders = await asyncio.to_thread(lambda: sorted(models_dir.glob("*/*/")))
     choices = [{"name": folder.parent.name, "version": folder.name} for folder in folders]
-    settings: dict[str, Any] = {"queue_limit": 64, "max_images_per_request": 32, "max_request_bytes": 32 * _MIB}
+    settings: dict[str, Any] = {
+        "queue_limit": 64,
+        "max_images_per_request": 32,
+        "max_request_bytes": 32 * _MIB,
+        "admin_keys": ADMIN_KEY.setting,
+    }
     with ServerProcess(log, models_dir=models_dir, **settings) as server:
-        traffic = Traffic(server.url, seed=seed, connections=connections)
+        traffic = Traffic(server.url, seed=seed, connections=connections, plain=plain)
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             before = samples((await client.get("/metrics")).text)
             rss_mib: list[float] = []
@@ -136,6 +142,7 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--pause", type=float, default=15, help="seconds between two changes of the model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plain", action="store_true", help="only lone good pictures, to measure latencies")
     parser.add_argument("--tiny", action="store_true", help=f"two versions of the model {NAME} of the tests")
     options = parser.parse_args()
     with two_models(options.tiny) as models_dir:
@@ -147,6 +154,7 @@ def main() -> int:
                 connections=options.connections,
                 pause_s=options.pause,
                 seed=options.seed,
+                plain=options.plain,
             )
         )
     sys.stdout.write(json.dumps(report, indent=2) + "\n")

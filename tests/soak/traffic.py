@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from tests.service.harness import AS_ADMIN
 from training.data.drawn import cell_bytes
 
 _BOUNDARY_BYTES = 1 << 20
@@ -42,20 +43,21 @@ class Seen:
 class Traffic:
     """Clients that send for a while and note what they see."""
 
-    def __init__(self, url: str, *, seed: int, connections: int) -> None:
+    def __init__(self, url: str, *, seed: int, connections: int, plain: bool = False) -> None:
         """Prepare the cells.
 
         Args:
             url: Of the server.
             seed: Of the drawn cells and of every choice.
             connections: Clients at once.
+            plain: Only lone good pictures, to measure latencies.
         """
         self.seen = Seen()
         self._url = url
         self._rng = random.Random(seed)
         self._connections = connections
         self._cells = [cell_bytes(label, seed + number) for number in range(4) for label in ("ALL", "HEM")]
-        self._kinds: list[tuple[int, Callable[[httpx.AsyncClient], Awaitable[None]]]] = [
+        kinds: list[tuple[int, Callable[[httpx.AsyncClient], Awaitable[None]]]] = [
             (60, self._one),
             (8, self._many),
             (8, self._mixed),
@@ -65,13 +67,14 @@ class Traffic:
             (6, self._late),
             (6, self._hang_up),
         ]
+        self._kinds = kinds[:1] if plain else kinds
 
     async def run(self, seconds: float) -> None:
         """Send until the time is over and every request has ended."""
         end_s = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._connections):
-                group.create_task(self._client(end_s))
+            for number in range(self._connections):
+                group.create_task(self._client(number, end_s))
 
     async def switch(self, choices: list[dict[str, str]], pause_s: float, seconds: float) -> None:
         """Change the served model again and again, by turns."""
@@ -82,20 +85,21 @@ class Traffic:
                 await asyncio.sleep(pause_s)
                 turn += 1
                 began_s = time.monotonic()
-                response = await client.put("/models/active", json=choices[turn % len(choices)])
+                response = await client.put("/models/active", json=choices[turn % len(choices)], headers=AS_ADMIN)
                 if response.status_code != 200:
                     self.seen.lost.append(f"a change of the model: {response.text}")
                 self.seen.switches.append((began_s, time.monotonic()))
 
-    async def _client(self, end_s: float) -> None:
+    async def _client(self, number: int, end_s: float) -> None:
         weights, kinds = zip(*self._kinds, strict=True)
+        kind = kinds[number % len(kinds)]  # each kind once, then as they are drawn
         async with httpx.AsyncClient(base_url=self._url, timeout=120) as client:
             while time.monotonic() < end_s:
-                (kind,) = self._rng.choices(kinds, weights)
                 try:
                     await kind(client)
                 except httpx.HTTPError as error:
                     self.seen.lost.append(repr(error))
+                (kind,) = self._rng.choices(kinds, weights)
 
     async def _one(self, client: httpx.AsyncClient) -> None:
         began_s = time.monotonic()

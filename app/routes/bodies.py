@@ -1,0 +1,70 @@
+"""Request bodies as they stream in, counted; and work that is given up when the client hangs up."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from app.inference.budget import Hold
+from app.settings import Settings
+
+_T = TypeVar("_T")
+
+
+async def read_body(request: Request, settings: Settings, held: Hold) -> bytearray:
+    """Read a whole body to memory; the arguments and errors are those of `counted`."""
+    data = bytearray()
+    async with aclosing(counted(request, settings, held)) as stream:
+        async for chunk in stream:
+            data += chunk
+    return data
+
+
+async def counted(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
+    """Yield the body's chunks as long as there is room for them.
+
+    Args:
+        request: Nothing of its body has been read yet; bytes and time are bounded before it comes here.
+        settings: Bounds on bytes.
+        held: Where the bytes are counted, as they come.
+
+    Raises:
+        BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
+        QueueFullError: All requests together hold too many bytes.
+        DeadlineExceededError: The client sends too slowly.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) <= settings.max_request_bytes:
+        held.check(int(announced))
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            held.add(len(chunk))
+            yield chunk
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await `work`, but cancel it when the client hangs up. The body must have been read.
+
+    Raises:
+        ClientDisconnect: The client hung up.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return await task
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+        # What the work raised knows this frame; a frame that knew it too would keep the request in memory.
+        del task, gone
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
