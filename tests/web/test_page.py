@@ -1,6 +1,7 @@
 """What a person does on the page: drop cells, watch, look, label, save; and what happens when the service goes away."""
 
 import csv
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from app.core.naming import CELL_PATTERN
 from app.security.keys import new_key
@@ -170,6 +172,25 @@ def test_filters_order_and_search(open_page: Open, cell_files: list[Path]) -> No
     expect(page.locator("#grid > li")).to_have_count(0)
 
 
+def test_many_cells_are_shown_a_part_at_a_time(open_page: Open, tmp_path: Path) -> None:
+    small = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(small, "PNG")
+    files = [tmp_path / f"cell_{number:03}.png" for number in range(700)]
+    for file in files:
+        file.write_bytes(small.getvalue())
+    page = open_page(expect_faults=True)
+    page.route("**/predict", lambda route: problem(route, 429, "full", **{"Retry-After": "600"}))
+    add(page, files)
+    expect(page.locator("#more")).to_have_text("Show more (400 left)")
+    expect(page.locator("#grid > li")).to_have_count(300)
+    page.locator("#grid button").first.focus()
+    page.keyboard.press("End")
+    expect(page.locator("#grid > li")).to_have_count(700)
+    assert "cell_699.png" in page.evaluate("document.activeElement.textContent")
+    page.fill("#search", "cell_6")
+    expect(page.locator("#grid > li")).to_have_count(100)
+
+
 def test_what_is_answered_survives_the_service_and_a_reload(
     open_page: Open, models_dir: Path, cell_files: list[Path], tmp_path: Path
 ) -> None:
@@ -182,8 +203,7 @@ def test_what_is_answered_survives_the_service_and_a_reload(
     expect(page.locator("#progress-text")).to_contain_text("8 of 20 answered")
     assert len(saved_rows(page)) == 8
     with ServerProcess(tmp_path / "log2", models_dir=models_dir, port=first.port) as second:
-        page.click("#try-now")
-        wait_for(page, 20)
+        wait_for(page, 20)  # the page asks again by itself
         answered = httpx.get(f"{second.url}/metrics").text
         counts = re.findall(r"^leukoscope_predictions_total\{.*\} (\S+)", answered, re.MULTILINE)
         assert sum(map(float, counts)) == 12  # none was asked twice
