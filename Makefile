@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 # With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
 SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
 
-.PHONY: help run test soak bench check format setup-grpc setup-openvino setup-training lock clean
+.PHONY: help run test soak bench test-docker fuzz audit sbom check format setup-grpc setup-openvino setup-training lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,21 @@ run: $(VENV)/.$(SERVICE)  ## start the service with the model in models/ (settin
 
 test: $(VENV)/.dev  ## run all tests
 	@$(BIN)/pytest
+
+test-docker: $(VENV)/.dev  ## build and run the containers on a Docker engine, and test them
+	@TEST_DOCKER=1 $(BIN)/pytest tests/docker
+
+# Atheris has wheels for Linux on x86-64 and Python 3.11 to 3.13 only, and wants an environment of its own.
+FUZZ_SECONDS ?= 60
+fuzz: .venv-fuzz/.ready  ## fuzz decoder and multipart parser with atheris, FUZZ_SECONDS each
+	@for target in decode multipart; do \
+		.venv-fuzz/bin/python -m tests.fuzz.run_atheris $$target .venv-fuzz/corpus/$$target \
+			-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.venv-fuzz/$$target- -print_final_stats=1 || exit 1; done
+
+.venv-fuzz/.ready: requirements/fuzz.txt
+	@$(PYTHON) -m venv --clear .venv-fuzz
+	@.venv-fuzz/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
+	@touch $@
 
 check: $(VENV)/.dev  ## check format, lint and types
 	@$(BIN)/ruff format --check
@@ -43,20 +58,36 @@ soak: $(VENV)/.dev  ## run mixed traffic with changes of the model for MINUTES, 
 
 # BENCH: options of python -m tests.bench, such as BENCH='--rounds 3 --only leukoscope fastapi'.
 BENCH ?= --linear 10000
-bench: $(VENV)/.dev .bench/driver/.stamp  ## compare with other servers, on a quiet machine: runs/bench/bench.md, about 45 minutes
-	@.bench/driver/bin/python -m tests.bench $(BENCH)
+bench: $(VENV)/.dev .venv-bench/driver/.stamp  ## compare with other servers, on a quiet machine: runs/bench/bench.md, about 45 minutes
+	@.venv-bench/driver/bin/python -m tests.bench $(BENCH)
 
-.bench/driver/.stamp: tests/bench/requirements/driver.txt | $(VENV)/.created
-	@$(PYTHON) -m venv .bench/driver
-	@.bench/driver/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+.venv-bench/driver/.stamp: tests/bench/requirements/driver.txt | $(VENV)/.created
+	@$(PYTHON) -m venv .venv-bench/driver
+	@.venv-bench/driver/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 format: $(VENV)/.dev  ## format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-clean:  ## remove the virtual environment and all caches
-	rm -rf $(VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+audit: .venv-audit/.ready  ## look every locked package up among known vulnerabilities (needs PyPI)
+	@for lock in service cuda grpc otel training image-cpu image-cuda; do \
+		echo "requirements/$$lock.txt"; \
+		.venv-audit/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
+
+sbom: .venv-audit/.ready  ## write a CycloneDX bill of materials of the locks to dist/ (the images hold their own)
+	@mkdir -p dist
+	@for lock in service cuda; do \
+		.venv-audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+			--output-file dist/leukoscope-$$lock.cdx.json requirements/$$lock.txt && echo "dist/leukoscope-$$lock.cdx.json"; done
+
+.venv-audit/.ready: requirements/audit.txt
+	@$(PYTHON) -m venv --clear .venv-audit
+	@.venv-audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.txt
+	@touch $@
+
+clean:  ## remove the virtual environments and all caches
+	rm -rf $(VENV) .venv-fuzz .venv-audit .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/.created:
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python" >&2; exit 1; fi
@@ -84,6 +115,8 @@ lock: $(VENV)/.dev  ## renew requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training -o requirements/training.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel -o requirements/otel.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra otel --extra grpc --extra dev -o requirements/dev.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel --extra grpc --extra cuda -o requirements/image-cuda.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel --extra grpc --overrides requirements/image-cpu.overrides.in -o requirements/image-cpu.txt
 	$(LOCK) --upgrade --group audit -o requirements/audit.txt
 	$(LOCK) --upgrade pyproject.toml -c $(VENV)/all.txt --group fuzz -o requirements/fuzz.txt
 	for peer in driver fastapi litserve mosec bentoml; do \

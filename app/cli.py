@@ -1,6 +1,5 @@
 """The command `leukoscope`: serve, answer folders, list the models, make API keys, check the audit log."""
 
-import asyncio
 import logging
 import signal
 import socket
@@ -8,30 +7,24 @@ import sys
 from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Annotated, Final, NoReturn
+from typing import NoReturn
 
 import typer
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
 
 from app import logs
 from app.commands.audit import audit_cli
 from app.commands.keys import keys_cli
+from app.commands.models import models_cli
+from app.commands.settings import BAD_SETTINGS, settings_or_exit
 from app.core.errors import LeukoscopeError
-from app.core.spec import write_active
 from app.folder import command
-from app.inference.engine import Engine
-from app.inference.loader import LoadedModel
-from app.inference.registry import ModelRef, Registry
 from app.main import create_app
-from app.metrics import Metrics
 from app.security.protocol import limited_protocol
 from app.server import Server, leave_stuck_threads
 from app.services import services_in
-from app.settings import Settings, SettingsError, describe, explain
-
-_BAD_SETTINGS: Final = 2
+from app.settings import Settings, SettingsError, describe
 
 cli = typer.Typer(
     help="Leukoscope: leukemic blasts (ALL) and normal cells (HEM) in microscope pictures.",
@@ -42,6 +35,7 @@ cli = typer.Typer(
 )
 cli.add_typer(keys_cli, name="keys")
 cli.add_typer(audit_cli, name="audit")
+cli.add_typer(models_cli, name="models")
 
 
 def _serve_help() -> str:
@@ -56,7 +50,7 @@ def _serve_help() -> str:
 @cli.command(help=_serve_help())
 def serve() -> None:
     """Serve the active model over HTTP until Ctrl-C."""
-    settings = _settings()
+    settings = settings_or_exit()
     logs.configure(settings.log_level, settings.log_format)
     failures: list[Exception] = []
 
@@ -68,7 +62,7 @@ def serve() -> None:
         app = create_app(settings, on_start_failure=stop)
     except SettingsError as error:
         typer.echo(f"leukoscope: {error}", err=True)
-        raise typer.Exit(_BAD_SETTINGS) from None
+        raise typer.Exit(BAD_SETTINGS) from None
     listener = _listen(settings)
     config = uvicorn.Config(
         app,
@@ -91,58 +85,6 @@ def serve() -> None:
     leave_stuck_threads()
 
 
-models = typer.Typer(help="List the installed models, or choose which one is served.", rich_markup_mode=None)
-cli.add_typer(models, name="models")
-
-
-@models.callback(invoke_without_command=True)
-def list_models(context: typer.Context) -> None:
-    """List the installed models; * marks the one that is served."""
-    if context.invoked_subcommand is not None:
-        return
-    registry = Registry(_settings().models_dir)
-    try:
-        active = registry.active()
-    except LeukoscopeError as error:
-        active = None
-        typer.echo(str(error), err=True)
-    good = False
-    for model in registry.scan():
-        mark = "*" if model.ref == active else " "
-        good = good or (model.ref == active and model.problem is None)
-        typer.echo(f"{mark} {model.ref.name}  {model.ref.version}  {model.problem or 'verified'}")
-    if not good:
-        raise typer.Exit(1)
-
-
-@models.command()
-def activate(
-    name: Annotated[str, typer.Argument(help="Folder under models/.")],
-    version: Annotated[str, typer.Argument(help="Folder under that.")],
-) -> None:
-    """Load and prove a model as the service would, then name it in active.json for the next start.
-
-    A service that is running is told by PUT /models/active; it writes active.json too.
-    """
-    settings = _settings()
-    logs.configure(settings.log_level, settings.log_format)
-    try:
-        model = asyncio.run(_prove(settings, ModelRef(name, version)))
-        write_active(settings.models_dir, name, version)
-    except (LeukoscopeError, OSError) as error:
-        typer.echo(f"leukoscope: {name} {version} is not activated: {error}", err=True)
-        raise typer.Exit(1) from None
-    typer.echo(f"{model.installed.ref} is served from the next start on ({model.session.provider})")
-
-
-async def _prove(settings: Settings, ref: ModelRef) -> LoadedModel:
-    engine = Engine(settings, Metrics(), Registry(settings.models_dir))
-    try:
-        return await engine.prove(ref)
-    finally:
-        await engine.drain()
-
-
 def _announce_stop(app: FastAPI) -> None:
     services_in(app).engine.announce_stop()
 
@@ -150,15 +92,6 @@ def _announce_stop(app: FastAPI) -> None:
 def main() -> None:
     """Run the command line."""
     cli()
-
-
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except ValidationError as error:
-        for line in explain(error):
-            typer.echo(f"leukoscope: {line}", err=True)
-        raise typer.Exit(_BAD_SETTINGS) from None
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -187,7 +120,7 @@ def _stopped(_signal: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(0)
 
 
-command.register(cli, _settings)
+command.register(cli, settings_or_exit)
 
 if __name__ == "__main__":
     main()

@@ -95,14 +95,23 @@ def create_app(
         docs_url=_DOCS_PATH,
         redoc_url=None,
     )
+    _add_middleware(app, settings, service_metrics, tracer)
+    install_handlers(app, service_metrics.count_rejected)
+    _add_routes(app)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, tracer: "OtelTracer | None") -> None:
     # The last one added is the outermost.
     app.add_middleware(BodyLimitsMiddleware, settings=settings)
     if tracer is not None:
         tracer.install(app)
-    app.add_middleware(RequestMiddleware, metrics=service_metrics)
+    app.add_middleware(RequestMiddleware, metrics=metrics)
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(SecurityHeadersMiddleware, docs_path=_DOCS_PATH)
-    install_handlers(app, service_metrics.count_rejected)
+
+
+def _add_routes(app: FastAPI) -> None:
     for router in (predict.router, explain.router, models.router):
         app.include_router(router, dependencies=[Depends(require_client)], responses=openapi_problems(401))
     app.include_router(v2.router, dependencies=[Depends(require_client)], responses=v2.errors(401))
@@ -111,7 +120,6 @@ def create_app(
     app.include_router(metrics_page.router, dependencies=[Depends(require_for_metrics)])
     app.include_router(web.router)
     app.mount("/web", web.PageFiles(), name="web")
-    return app
 
 
 def _audit_log(settings: Settings) -> AuditLog | None:

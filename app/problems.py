@@ -75,6 +75,7 @@ _INVALID_PARAMETER: Final = Kind("invalid-parameter", "A parameter can't be used
 _HTTP: Final = {
     404: Kind("not-found", "No such resource", 404),
     405: Kind("method-not-allowed", "Method not allowed", 405),
+    413: KINDS[errors.BodyTooLargeError],
 }
 
 

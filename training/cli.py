@@ -1,5 +1,6 @@
-"""The command `leukoscope-train`: index, fit, evaluate, export."""
+"""The command `leukoscope-train`: from a folder of cells to a model folder, step by step."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -9,12 +10,12 @@ from rich.table import Table
 
 from app.core.errors import LeukoscopeError
 from app.core.spec import write_active
-from training.data.index import INDEX_FILE, build_index
+from training.data.index import INDEX_FILE, build_index, write_index
 from training.errors import TrainingError
 
 RUNS: Final = Path("runs")
 DEFAULT_INDEX: Final = RUNS / INDEX_FILE
-_SHOWN_PROBLEMS: Final = 20
+_SHOWN_FAULTS: Final = 10
 
 app = typer.Typer(
     name="leukoscope-train",
@@ -25,34 +26,50 @@ app = typer.Typer(
 )
 console = Console(markup=False, highlight=False, soft_wrap=True)
 
+Split = Annotated[
+    str | None,
+    typer.Option(help="Another split: image (it leaks), preliminary, fold:TEST_FOLD or subject:PART."),
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Another value, such as fit.epochs=3; can be given several times.")
+]
 Start = Annotated[
     Path | None, typer.Option(help="Safetensors file with the start weights, instead of the one that CONFIG names.")
 ]
 IndexFile = Annotated[Path, typer.Option(help="Index file, as made by 'index'.")]
 NewRun = Annotated[
-    Path | None, typer.Option(help="The run's folder, by default runs/<name>; an interrupted run goes on there.")
+    Path | None,
+    typer.Option(help="The run's folder, by default runs/<name>[-<split>]; an interrupted run goes on there."),
 ]
+Runs = Annotated[list[Path], typer.Argument(help="Folders of evaluated runs, or their report files.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, as made by 'fit'.")]
 
 
 @app.command("index")
 def index_command(
-    data: Annotated[Path, typer.Argument(help="Folder of a C-NMC download.")],
+    data: Annotated[Path, typer.Argument(help="Folder of a C-NMC download, or one that holds all/ and hem/.")],
     out: Annotated[Path, typer.Option(help="Index file to write.")] = DEFAULT_INDEX,
 ) -> None:
-    """Read every cell of DATA and write one table: file, label, subject, fold, size, hash, group."""
+    """Read every cell of DATA and write one table: file, label, subject, fold, size, hashes, groups."""
     index = build_index(data, out)
-    for path, reason in index.problems[:_SHOWN_PROBLEMS]:
-        console.print(f"left out: {path}: {reason}", style="yellow")
-    if len(index.problems) > _SHOWN_PROBLEMS:
-        console.print(f"left out: {len(index.problems) - _SHOWN_PROBLEMS} more", style="yellow")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    index.cells.write_parquet(out)
+    write_index(index, out)
+    counts = Counter(fault.kind for fault in index.faults)
+    for kind in counts:
+        named = [fault for fault in index.faults if fault.kind == kind]
+        for fault in named[:_SHOWN_FAULTS]:
+            console.print(f"{kind}: {fault.path}: {fault.reason}", style="yellow")
+        if len(named) > _SHOWN_FAULTS:
+            console.print(
+                f"{kind}: {len(named) - _SHOWN_FAULTS} more in {out.with_suffix('.faults.csv')}", style="yellow"
+            )
     cells = index.cells
+    found = ", ".join(
+        f"{count} {label or 'unlabelled'}" for label, count in sorted(Counter(cells["label"]).items(), key=str)
+    )
+    faults = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing amiss"
     console.print(
-        f"{out}: {len(cells)} cells of {cells['subject'].n_unique()} subjects in {cells['group'].n_unique()} groups; "
-        f"{int(cells['duplicate'].sum())} repeated pictures, {len(index.problems)} left out",
-        highlight=False,
+        f"{out}: {len(cells)} cells ({found}) of {cells['subject'].drop_nulls().n_unique()} subjects in "
+        f"{cells['group'].drop_nulls().n_unique()} groups; {faults}; {index.reused} known from before"
     )
 
 
@@ -62,13 +79,15 @@ def distil_command(
     index: IndexFile = DEFAULT_INDEX,
     out: NewRun = None,
     start: Start = None,
+    split: Split = None,
+    changes: Changes = None,
 ) -> None:
     """Teach a grown network its relative's features, with its own activation. No labels are used."""
     from training.config import FeatureRunConfig, load_config
     from training.distil import distil
 
-    settings = load_config(config, FeatureRunConfig, start)
-    folder = out or RUNS / settings.name
+    settings = load_config(config, FeatureRunConfig, start, split, changes or ())
+    folder = out or default_run(settings.name, split)
     loss = distil(settings, index, folder)
     console.print(f"{folder}: unexplained share of the relative's features {loss:.3f}")
 
@@ -79,23 +98,31 @@ def fit_command(
     index: IndexFile = DEFAULT_INDEX,
     out: NewRun = None,
     start: Start = None,
+    split: Split = None,
+    changes: Changes = None,
 ) -> None:
     """Train a classifier; run again with the same words to resume."""
     from training.config import RunConfig, load_config
     from training.fit import fit
 
-    settings = load_config(config, RunConfig, start)
-    result = fit(settings, index, out or RUNS / settings.name)
-    console.print(f"{result.run.folder}: best validation loss {result.best_loss:.4f}")
+    settings = load_config(config, RunConfig, start, split, changes or ())
+    result = fit(settings, index, out or default_run(settings.name, split))
+    if result.trainer.is_global_zero:
+        console.print(f"{result.run.folder}: best validation loss {result.best_loss:.4f}")
 
 
 @app.command("evaluate")
-def evaluate_command(run: RunFolder) -> None:
-    """Judge a fitted run on subjects that it has not seen, and write report.json."""
+def evaluate_command(
+    run: RunFolder,
+    views: Annotated[int, typer.Option(help="Mirrored and turned views to average over: 1, 2, 4 or 8.")] = 1,
+) -> None:
+    """Judge a fitted run on its test part, and write report.json, report.html and predictions.parquet."""
     from training.evaluate import evaluate
     from training.run import Run
 
-    report = evaluate(Run(run))
+    if views not in {1, 2, 4, 8}:
+        raise typer.BadParameter(f"views are 1, 2, 4 or 8, not {views}")
+    report = evaluate(Run(run), views=views)
     table = Table("figure", "validation", "test", title=report["split"]["name"])
     for name in ("cells", "weighted_f1", "auroc", "accuracy", "sensitivity", "specificity", "ece"):
         table.add_row(name, *(f"{report[part][name]:.4g}" for part in ("validation", "test")))
@@ -109,6 +136,9 @@ def export_command(
         str | None, typer.Option(help="Semantic version of the new model; by default one minor version on.")
     ] = None,
     models: Annotated[Path, typer.Option(help="Folder of all models.")] = Path("models"),
+    precision: Annotated[
+        str, typer.Option(help="fp32, or int8 for convolutions with 8 bits; the loss is measured and stated.")
+    ] = "fp32",
     activate: Annotated[
         bool, typer.Option(help="Name it in MODELS/active.json: the service's next start serves it.")
     ] = False,
@@ -117,11 +147,60 @@ def export_command(
     from training.export import export, next_version
     from training.run import Run
 
+    if precision not in {"fp32", "int8"}:
+        raise typer.BadParameter(f"precision is fp32 or int8, not {precision}")
     made = Run(run)
-    folder = export(made, models, version or next_version(models / made.config().name))
+    number = version or next_version(models / made.config().name)
+    folder = export(made, models, number, precision="int8" if precision == "int8" else "fp32")
     console.print(f"{folder}: exported")
     if activate:
         write_active(models, folder.parent.name, folder.name)
+
+
+@app.command("sheet")
+def sheet_command(
+    config: Annotated[Path, typer.Argument(help="A TOML file of a classifier's run.")],
+    index: IndexFile = DEFAULT_INDEX,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = RUNS / "sheet.png",
+    cells: Annotated[int, typer.Option(min=1, max=64, help="Rows.")] = 8,
+    views: Annotated[int, typer.Option(min=1, max=32, help="Augmented pictures of each cell.")] = 7,
+    changes: Changes = None,
+) -> None:
+    """Write a contact sheet: what the model will see, first as preprocessed, then as augmented."""
+    from training.config import RunConfig, load_config
+    from training.sheet import contact_sheet
+
+    settings = load_config(config, RunConfig, changes=changes or ())
+    contact_sheet(settings, index, out, cells=cells, views=views)
+    console.print(f"{out}: {cells} cells, each once as it is and {views} times augmented")
+
+
+@app.command("compare")
+def compare_command(runs: Runs) -> None:
+    """Show evaluated runs side by side."""
+    from training.compare import head, read_reports, row
+
+    table = Table(*head())
+    for judged in read_reports(runs):
+        table.add_row(*row(judged))
+    console.print(table)
+
+
+@app.command("results")
+def results_command(
+    runs: Runs, out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("training/RESULTS.md")
+) -> None:
+    """Write the results of evaluated runs, beside what the notebooks published."""
+    from training.compare import read_reports, results_page
+
+    judged = read_reports(runs)
+    out.write_text(results_page(judged), encoding="utf-8")
+    console.print(f"{out}: {len(judged)} runs")
+
+
+def default_run(name: str, split: str | None) -> Path:
+    """Return a run's folder: the configuration's name, and the split if it is not the configuration's own."""
+    return RUNS / (name if split is None else f"{name}-{split.replace(':', '-')}")
 
 
 def main() -> None:

@@ -1,151 +1,89 @@
 """A run's configuration: frozen, checked, read from TOML; unknown keys are errors."""
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from app.core.spec import Preprocessing, Resample
 from training.errors import ConfigError
+from training.tables import AugmentConfig, InputConfig, ModelConfig, Share, SplitConfig, Table
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+_NotNegative = Annotated[float, Field(ge=0)]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Accelerator = Literal["auto", "cpu", "gpu"]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StartConfig(_Table):
-    """The weights to start from.
+class OptimiserConfig(Table):
+    """An optimiser with two learning rates, and how they change.
 
     Attributes:
-        kind: ``random``; ``pretrained`` asks timm for the backbone's ImageNet weights; ``file``
-            reads a whole network or its backbone; ``grown`` reads the weights of a smaller
-            EfficientNet and grows them (`training.zoo.grow`).
-        file: A safetensors file, for ``file`` and, unless timm is to fetch it, ``grown``.
-        relative: timm's name of the smaller network, for ``grown``.
-        licence: Of the start weights, with attribution; goes into the manifest.
-    """
-
-    kind: Literal["random", "pretrained", "file", "grown"] = "random"
-    file: Path | None = None
-    relative: str | None = None
-    licence: str = "none: random initialisation"
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.kind == "file" and self.file is None:
-            raise ValueError("kind 'file' needs the key 'file'")
-        if self.kind == "grown" and self.relative is None:
-            raise ValueError("kind 'grown' needs the key 'relative'")
-        return self
-
-
-class ModelConfig(_Table):
-    """The network.
-
-    Attributes:
-        network: A name of `training.zoo`.
-        drop_path: Stochastic depth in the last block, 0..1.
-        dropout: In the head, 0..1.
-        penalty: Factor of the head's own penalties; 1 is the notebook's.
-        start: The weights to start from.
-    """
-
-    network: str
-    drop_path: Share = 0.0
-    dropout: Share = 0.45
-    penalty: Annotated[float, Field(ge=0)] = 1.0
-    start: StartConfig = StartConfig()
-
-
-class SplitConfig(_Table):
-    """Who is trained on, chosen by and tested on.
-
-    Attributes:
-        kind: ``fold`` tests on one official fold; ``subject`` draws test subjects at random.
-            Both keep every subject group on one side.
-        test_fold: For ``fold``.
-        parts: The data is cut into this many parts by subject group; one part (of the training
-            folds, for ``fold``) validates, and for ``subject`` another one tests.
-        seed: Of the cut.
-    """
-
-    kind: Literal["fold", "subject"]
-    test_fold: Annotated[int, Field(ge=0)] = 1
-    parts: Annotated[int, Field(ge=3, le=20)] = 6
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class InputConfig(_Table):
-    """From file to the network's input; the fields are those of `app.core.spec.Preprocessing`."""
-
-    crop_px: int | None
-    size_px: int
-    resample: Resample
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def spec(self) -> Preprocessing:
-        """Return the same as the manifest's type, which checks the ranges."""
-        return Preprocessing(**self.model_dump())
-
-
-class AugmentConfig(_Table):
-    """Random changes of a training picture; 0 switches one off.
-
-    Attributes:
-        flip: Probability of each of the two mirrorings.
-        rotate_deg: Largest rotation to either side, in degrees.
-        shift: Largest shift, as a share of the side.
-        zoom: Largest relative change of size. A cell's size is a cue: keep it small.
-        stain: Standard deviation of the factor on each stain's optical density.
-    """
-
-    flip: Share = 0.5
-    rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
-    shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    stain: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class OptimiserConfig(_Table):
-    """AdamW with a linear warm-up and a cosine to zero, and two learning rates.
-
-    Attributes:
-        backbone_lr: Peak learning rate of the backbone.
-        head_lr: Peak learning rate of the head.
-        weight_decay: Decoupled, on weights of two or more dimensions.
-        warmup: Share of all steps.
-        clip_norm: Largest norm of the whole gradient.
+        name: Of the optimiser.
+        backbone_lr: Largest learning rate of the backbone.
+        head_lr: Largest learning rate of the head.
+        eps: Added to the denominator; None takes PyTorch's 1e-8, Keras has 1e-7.
+        momentum: Of SGD (with Nesterov's step, where it is not 0).
+        weight_decay: On weights of two or more dimensions; decoupled for AdamW.
+        schedule: ``cosine`` warms up in a line and falls to zero; ``plateau`` falls where the
+            validation loss does not; ``notebook`` is the B3 notebook's (`training.notebook`);
+            ``constant`` stays.
+        warmup: Share of all steps, for ``cosine``.
+        factor: Of a fall, for ``plateau`` and ``notebook``.
+        plateau_patience: Epochs without a smaller validation loss before a fall, for ``plateau``.
+        clip_norm: Largest norm of the whole gradient; 0 does not clip.
         average_decay: Of the exponential moving average of the weights; 0 switches it off.
     """
 
+    name: Literal["adamw", "adam", "adamax", "sgd"] = "adamw"
     backbone_lr: Rate
     head_lr: Rate
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    eps: Annotated[float, Field(gt=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: _NotNegative = 0.01
+    schedule: Literal["cosine", "plateau", "notebook", "constant"] = "cosine"
     warmup: Share = 0.1
-    clip_norm: Annotated[float, Field(gt=0)] = 5.0
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    plateau_patience: Annotated[int, Field(ge=0)] = 2
+    clip_norm: _NotNegative = 5.0
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
-class FitConfig(_Table):
+class LossConfig(Table):
+    """What is made small; label smoothing is in `FitConfig`.
+
+    Attributes:
+        name: ``cross-entropy``; ``focal`` (Lin et al. 2017, arXiv:1708.02002); ``symmetric``
+            cross-entropy for noisy labels (Wang et al. 2019, arXiv:1908.06112).
+        class_weights: ``balanced`` weighs classes by the inverse of their count.
+        gamma: Of the focal loss.
+        alpha: Factor of the cross-entropy in the symmetric loss.
+        beta: Factor of the reverse cross-entropy in the symmetric loss.
+    """
+
+    name: Literal["cross-entropy", "focal", "symmetric"] = "cross-entropy"
+    class_weights: Literal["none", "balanced"] = "none"
+    gamma: _NotNegative = 2.0
+    alpha: _NotNegative = 0.1
+    beta: _NotNegative = 1.0
+
+
+class FitConfig(Table):
     """How long and on what.
 
     Attributes:
         epochs: Passes over as many cells as the training part has.
-        batch_size: Cells a step.
+        batch_size: Cells a step, on each device.
         balance: ``subject`` draws, within a class, cells with the inverse square root of their
             subject's cell count; ``none`` shuffles.
         label_smoothing: 0..1.
         freeze_norm: Keep the backbone's batch-norm statistics as they started.
         precision: Lightning's name, such as ``32-true`` or ``bf16-mixed``.
         accelerator: Lightning's name; ``auto`` takes a GPU where there is one.
-        patience: Epochs without a smaller validation loss before the run stops.
+        devices: Number of GPUs, or of processes on the CPU; more than one train data-parallel.
+        patience: Epochs without a smaller validation loss before the run stops; 0 never stops.
+        keep: Whether the ``best`` epoch's weights are the result, or the ``last`` one's.
     """
 
     epochs: Annotated[int, Field(ge=1)]
@@ -155,10 +93,12 @@ class FitConfig(_Table):
     freeze_norm: bool = False
     precision: Precision = "32-true"
     accelerator: Accelerator = "auto"
-    patience: Annotated[int, Field(ge=1)] = 5
+    devices: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=0)] = 5
+    keep: Literal["best", "last"] = "best"
 
 
-class DistilConfig(_Table):
+class DistilConfig(Table):
     """How a grown network is taught the features of its relative.
 
     Attributes:
@@ -181,7 +121,7 @@ class DistilConfig(_Table):
     accelerator: Accelerator = "auto"
 
 
-class DataConfig(_Table):
+class DataConfig(Table):
     """What every kind of run has.
 
     Attributes:
@@ -218,29 +158,40 @@ class RunConfig(DataConfig):
 
     augment: AugmentConfig = AugmentConfig()
     optimiser: OptimiserConfig
+    loss: LossConfig = LossConfig()
     fit: FitConfig
 
 
 AnyConfig = TypeVar("AnyConfig", bound=DataConfig)
 
 
-def load_config(path: Path, kind: type[AnyConfig], start_file: Path | None = None) -> AnyConfig:
+def load_config(
+    path: Path,
+    kind: type[AnyConfig],
+    start_file: Path | None = None,
+    split: str | None = None,
+    changes: Sequence[str] = (),
+) -> AnyConfig:
     """Read a run's configuration.
 
-    Paths in it are relative to the working folder.
+    Paths in it are relative to the working folder. With ``extends = "other.toml"`` it holds only
+    what differs from another file beside it.
 
     Args:
         path: A TOML file.
         kind: `RunConfig` or `FeatureRunConfig`.
-        start_file: Start weights to use instead of ``model.start.file``.
+        start_file: Start weights to use instead of ``model.start.file``; a start that names no
+            file becomes one of kind ``file``, whose licence can then only be given by `changes`.
+        split: Another split in short: ``image``, ``preliminary``, ``fold:<test fold>``, ``subject:<part>``.
+        changes: Other keys to replace, each as ``table.key=value`` with a TOML value.
 
     Raises:
         ConfigError: Missing, no TOML, a key unknown or missing, or a value out of range.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        if start_file is not None:
-            tables.setdefault("model", {}).setdefault("start", {})["file"] = str(start_file)
+        tables = _read(path)
+        for change in [*_start(tables, start_file), *_split(split), *changes]:
+            _replace(tables, change)
         return kind.model_validate(tables)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
@@ -249,3 +200,59 @@ def load_config(path: Path, kind: type[AnyConfig], start_file: Path | None = Non
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {problems}") from error
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file's tables over those of the file that it extends."""
+    if path in above:
+        raise ConfigError(f"{path}: it extends itself")
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    base = tables.pop("extends", None)
+    if base is None:
+        return tables
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends names a file, not {base!r}")
+    merged = _read(path.parent / base, (*above, path))
+    # Other start weights are another start: nothing of the base's remains.
+    if "start" in tables.get("model", {}) and "kind" in tables["model"]["start"]:
+        merged.get("model", {}).pop("start", None)
+    _merge(merged, tables)
+    return merged
+
+
+def _start(tables: dict[str, Any], file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    kind = tables.get("model", {}).get("start", {}).get("kind", "random")
+    named = [f"model.start.file='{file}'"]
+    if kind == "grown":
+        return named
+    return [*named, "model.start.kind='file'", "model.start.licence='not stated: a file named on the command line'"]
+
+
+def _split(words: str | None) -> list[str]:
+    """Spell a split's short form out."""
+    if words is None:
+        return []
+    kind, _, number = words.partition(":")
+    key = {"fold": "test_fold", "subject": "part"}.get(kind)
+    if kind not in {"fold", "subject", "image", "preliminary"} or (number and not (key and number.isdecimal())):
+        raise ConfigError(f"--split is image, preliminary, fold:<number> or subject:<part>, not {words!r}")
+    return [f"split.kind='{kind}'", *([f"split.{key}={number}"] if number else [])]
+
+
+def _replace(tables: dict[str, Any], change: str) -> None:
+    """Set one key, given as ``table.key=value``."""
+    try:
+        parsed = tomllib.loads(change)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"expected table.key=value with a TOML value, not {change!r}") from error
+    _merge(tables, parsed)
+
+
+def _merge(tables: dict[str, Any], news: dict[str, Any]) -> None:
+    for key, value in news.items():
+        if isinstance(value, dict) and isinstance(tables.get(key), dict):
+            _merge(tables[key], value)
+        else:
+            tables[key] = value

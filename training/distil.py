@@ -16,11 +16,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from training.config import AugmentConfig, FeatureRunConfig
+from training.config import FeatureRunConfig
 from training.data.augment import Augment
 from training.data.datamodule import Batch, CellData
-from training.module import Normalise, step_seed, warmup_then_cosine
+from training.module import Normalise, step_seed
+from training.optimisers import warmup_then_cosine
 from training.run import CHECKPOINTS
+from training.tables import AugmentConfig
 from training.trainer import prepare, run_trainer
 from training.zoo import Classifier
 from training.zoo.activations import set_activation_progress
@@ -133,6 +135,7 @@ def distil(config: FeatureRunConfig, index: Path, folder: Path, *, progress: boo
         CellData(data, batch_size=settings.batch_size, seed=config.seed),
         callbacks=[ModelCheckpoint(dirpath=folder / CHECKPOINTS, save_last=True, save_on_train_epoch_end=True)],
         progress=progress,
+        batch_size=settings.batch_size,
         accelerator=settings.accelerator,
         precision=settings.precision,
         max_steps=settings.steps,

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,10 @@ from training.errors import ParityError, RunError
 from training.graph import Served, round_to_half, write_onnx
 from training.metrics import figures
 from training.parity import check_parity, onnx_logits
+from training.quantise import calibration_cells, quantise
 from training.run import REPORT_FILE, Run
+
+Precision = Literal["fp32", "int8"]
 
 _PARITY_CELLS: Final = 64
 _METRIC_TOLERANCE: Final = 2e-3
@@ -39,15 +42,17 @@ _DATA_LICENCE: Final = (
 )
 
 
-def export(run: Run, models: Path, version: str) -> Path:
+def export(run: Run, models: Path, version: str, *, precision: Precision = "fp32") -> Path:
     """Write ``models/<name>/<version>/``, whole or not at all.
 
-    The weights are rounded to float16, which halves the file; the arithmetic is float32.
+    With ``fp32`` the weights are rounded to float16, which halves the file; the arithmetic is
+    float32. With ``int8`` the convolutions compute with 8 bits (`training.quantise`).
 
     Args:
         run: A fitted and evaluated run.
         models: Folder of all models.
         version: Semantic version; must not exist yet.
+        precision: Of the arithmetic.
 
     Returns:
         The new folder.
@@ -55,27 +60,19 @@ def export(run: Run, models: Path, version: str) -> Path:
     Raises:
         RunError: The run has not been evaluated, or the version exists.
         ParityError: ONNX Runtime does not reproduce the network's logits on cells of the test part,
-            or its figures on all of them.
+            or its figures on all of them; for ``int8`` the loss is stated instead.
     """
     config = run.config()
     target = models / config.name / version
     if target.exists():
         raise RunError(f"{target} exists; choose another version")
     report = _read_report(run)
-    spec = config.input.spec()
-    served = Served(round_to_half(run.load_network()), spec).eval()
+    served = Served(round_to_half(run.load_network()), config.input.spec()).eval()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         folder = Path(scratch) / version
         folder.mkdir()
-        write_onnx(served, spec.size_px, folder / MODEL_FILE)
-        data = run.load_data()
-        parity = check_parity(served, folder / MODEL_FILE, _parity_cells(data))
-        report["export"] = {
-            "bytes": (folder / MODEL_FILE).stat().st_size,
-            "parity": asdict(parity),
-            "test": _judge_export(folder / MODEL_FILE, data, report),
-        }
+        report["export"] = _write_graph(served, folder / MODEL_FILE, run.load_data(), report, precision)
         (folder / MODEL_REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         card = model_card(config, report, version, _DATA_LICENCE)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
@@ -83,6 +80,30 @@ def export(run: Run, models: Path, version: str) -> Path:
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         folder.rename(target)
     return target
+
+
+def _write_graph(
+    served: Served, file: Path, data: Data, report: dict[str, Any], precision: Precision
+) -> dict[str, Any]:
+    """Write the graph and say how far it is from the network."""
+    size_px = served.spec.size_px
+    write_onnx(served, size_px, file, half=precision == "fp32")
+    parity = asdict(check_parity(served, file, _parity_cells(data)))
+    if precision == "fp32":
+        test = _judge_export(file, data, report)
+        _check_figures(test, report)
+        return {"precision": precision, "bytes": file.stat().st_size, "parity": parity, "test": test}
+    cells = calibration_cells(data.inputs, data.split.train)
+    quantise(file, file, cells)
+    test = _judge_export(file, data, report)
+    return {
+        "precision": precision,
+        "bytes": file.stat().st_size,
+        "calibration": f"{len(cells)} cells of the training part",
+        "parity_before_quantising": parity,
+        "test": test,
+        "loss": {name: report["test"][name] - value for name, value in test.items()},
+    }
 
 
 def next_version(folder: Path) -> str:
@@ -109,7 +130,7 @@ def _manifest(run: Run, report: dict[str, Any], version: str, folder: Path) -> M
         name=config.name,
         version=version,
         architecture=config.model.network,
-        precision="fp32",
+        precision=report["export"]["precision"],
         labels=LABELS,
         preprocessing=config.input.spec(),
         temperature=report["temperature"],
@@ -159,19 +180,22 @@ def golden(model: Path, spec: Preprocessing) -> Golden:
 
 
 def _judge_export(model: Path, data: Data, report: dict[str, Any]) -> dict[str, float]:
-    """Measure the graph that will be served on the whole test part; its weights are rounded.
-
-    Raises:
-        ParityError: It is not as good as the network that was judged.
-    """
+    """Measure the graph that will be served on the whole test part."""
     rows = data.split.test
     probability = softmax(onnx_logits(model, data.inputs[rows]), report["temperature"])[:, ALL]
     judged = figures(probability, data.targets[rows] == ALL)
-    exported = {name: judged[name] for name in ("weighted_f1", "auroc", "accuracy", "ece")}
+    return {name: judged[name] for name in ("weighted_f1", "auroc", "accuracy", "ece")}
+
+
+def _check_figures(exported: dict[str, float], report: dict[str, Any]) -> None:
+    """Refuse a graph that is not as good as the network that was judged; its weights are rounded.
+
+    Raises:
+        ParityError: A figure differs by more than 0.002.
+    """
     for name, value in exported.items():
         if abs(value - report["test"][name]) > _METRIC_TOLERANCE:
             raise ParityError(f"{name} of the exported graph is {value}, of the network {report['test'][name]}")
-    return exported
 
 
 def _read_report(run: Run) -> dict[str, Any]:

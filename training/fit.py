@@ -1,8 +1,9 @@
 """Train a network as a configuration says: run(config) makes a run's folder."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lightning as L
 import torch
@@ -16,9 +17,18 @@ from lightning.pytorch.callbacks import (
 
 from training.config import RunConfig
 from training.data.datamodule import CellData
+from training.data.dataset import Data
+from training.errors import DataError
+from training.frozen import can_be_pooled, pooled_features
+from training.losses import balanced_class_weights
 from training.module import CellModule
+from training.notebook import NotebookSchedule
 from training.run import CHECKPOINTS, Run
 from training.trainer import prepare, run_trainer
+
+_BEST: Final = "best"
+_LEAST: Final = "least-loss"
+_LAST: Final = "last"
 
 
 @dataclass(frozen=True)
@@ -26,11 +36,12 @@ class FitResult:
     """What a fit built.
 
     Attributes:
-        run: Its folder, with the best epoch's weights.
+        run: Its folder, with the weights that the configuration keeps.
         trainer: Lightning's, after the fit.
         module: With the last epoch's weights.
-        best_loss: Validation cross-entropy of the best epoch, whose weights are kept. It scores the
-            probabilities that will be answered, where the AUROC would score their order alone.
+        best_loss: Smallest validation cross-entropy of an epoch. Unless the configuration says
+            otherwise, that epoch's weights are kept: it scores the probabilities that will be
+            answered, where the AUROC would score their order alone.
     """
 
     run: Run
@@ -39,7 +50,7 @@ class FitResult:
     best_loss: float
 
 
-def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True) -> FitResult:
+def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True, pool_frozen: bool = True) -> FitResult:
     """Train, or resume where the folder's last checkpoint stands.
 
     Args:
@@ -47,37 +58,77 @@ def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True) 
         index: Made by ``leukoscope-train index``.
         folder: The run's folder.
         progress: Whether to show a progress bar.
+        pool_frozen: Whether a frozen backbone's features are computed once, where that is the same.
 
     Raises:
         TrainingError: The data, the start weights or the folder are wrong, or the loss is no number.
     """
     run, data, network = prepare(config, index, folder)
-    module = CellModule(network, config)
-    checkpoint = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS, filename="best", monitor="val_loss", mode="min", save_last=True
-    )
+    _check_size(data, config)
+    pooled = pool_frozen and can_be_pooled(config, network)
+    if pooled:
+        data = dataclasses.replace(data, inputs=pooled_features(network, config, data, run.cache()))
+    module = CellModule(network, config, class_weights=_class_weights(data, config), pooled=pooled)
+    least, last = _checkpoints(config, folder / CHECKPOINTS)
     trainer = run_trainer(
         run,
         module,
         CellData(data, batch_size=config.fit.batch_size, seed=config.seed, balanced=config.fit.balance == "subject"),
-        callbacks=[checkpoint, *_callbacks(config)],
+        batch_size=config.fit.batch_size,
+        callbacks=[*_callbacks(config, folder / CHECKPOINTS), least, last],
         progress=progress,
         accelerator=config.fit.accelerator,
+        devices=config.fit.devices,
         precision=config.fit.precision,
-        max_epochs=config.fit.epochs,
-        gradient_clip_val=config.optimiser.clip_norm,
+        max_epochs=_epochs(run, config),
+        gradient_clip_val=config.optimiser.clip_norm or None,
     )
-    run.save_weights(_network_state(Path(checkpoint.best_model_path)))
-    return FitResult(run, trainer, module, float(checkpoint.best_model_score or "nan"))
+    if trainer.is_global_zero:
+        kept = _BEST if config.fit.keep == "best" else _LAST
+        run.save_weights(_network_state(folder / CHECKPOINTS / f"{kept}.ckpt"))
+    return FitResult(run, trainer, module, float(least.best_model_score or "nan"))
 
 
-def _callbacks(config: RunConfig) -> list[Callback]:
-    callbacks: list[Callback] = [
-        EarlyStopping("val_loss", mode="min", patience=config.fit.patience),
-        LearningRateMonitor("epoch"),
-    ]
+def _epochs(run: Run, config: RunConfig) -> int:
+    """How many epochs to train in all: a finished run, which may have stopped early, does not go on."""
+    last = run.last_checkpoint()
+    if last is None or not run.is_finished:
+        return config.fit.epochs
+    return int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1
+
+
+def _check_size(data: Data, config: RunConfig) -> None:
+    cells, step = len(data.split.train), config.fit.batch_size * config.fit.devices
+    if cells < step:
+        raise DataError(f"the training part has {cells} cells; fit.batch_size and fit.devices want {step} a step")
+
+
+def _class_weights(data: Data, config: RunConfig) -> torch.Tensor | None:
+    if config.loss.class_weights == "none":
+        return None
+    return balanced_class_weights(torch.from_numpy(data.targets[data.split.train]))
+
+
+def _checkpoints(config: RunConfig, folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """Return the callbacks that write the checkpoint of the least loss, and that of the last epoch.
+
+    The notebook's schedule has its own notion of the best epoch, and writes it itself.
+    """
+    own = config.optimiser.schedule == "notebook"
+    # At the very end of an epoch: what is resumed has seen the whole of it.
+    common: dict[str, Any] = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    least = ModelCheckpoint(filename=_LEAST if own else _BEST, monitor="val_loss", mode="min", **common)
+    return least, ModelCheckpoint(filename=_LAST, **common)
+
+
+def _callbacks(config: RunConfig, folder: Path) -> list[Callback]:
+    callbacks: list[Callback] = [LearningRateMonitor("epoch")]
+    if config.fit.patience:
+        callbacks.append(EarlyStopping("val_loss", mode="min", patience=config.fit.patience))
     if config.optimiser.average_decay:
         callbacks.append(EMAWeightAveraging(decay=config.optimiser.average_decay))
+    if config.optimiser.schedule == "notebook":
+        callbacks.append(NotebookSchedule(config.optimiser.factor, folder / f"{_BEST}.ckpt"))
     return callbacks
 
 

@@ -23,6 +23,7 @@ class Served(nn.Module):
     def __init__(self, network: Classifier, spec: Preprocessing) -> None:
         super().__init__()
         self.network = network
+        self.spec = spec
         self.normalise = Normalise(spec)
 
     def forward(self, image: Tensor) -> Explained[Tensor]:
@@ -39,8 +40,8 @@ def round_to_half(network: Classifier) -> Classifier:
     return network
 
 
-def write_onnx(served: nn.Module, size_px: int, file: Path) -> None:
-    """Export to ONNX with a dynamic batch axis and float16-stored weights."""
+def write_onnx(served: nn.Module, size_px: int, file: Path, *, half: bool = True) -> None:
+    """Export to ONNX with a dynamic batch axis and, unless told otherwise, float16-stored weights."""
     example = torch.zeros((2, size_px, size_px, 3), dtype=torch.uint8)
     with warnings.catch_warnings():
         # The exporter warns of its own dependencies' deprecations.
@@ -58,7 +59,8 @@ def write_onnx(served: nn.Module, size_px: int, file: Path) -> None:
     if program is None:
         raise RunError("the exporter gave no program")
     model = tidy(program.model)
-    store_half(model)
+    if half:
+        store_half(model)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, file)
 

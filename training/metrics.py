@@ -14,8 +14,8 @@ _BINS: Final = 15
 _RESAMPLES: Final = 1000
 
 
-def expected_calibration_error(probability: Floats, truth: Booleans, bins: int = _BINS) -> float:
-    """Mean gap between confidence and accuracy over equal bins (Guo et al. 2017, arXiv:1706.04599).
+def reliability(probability: Floats, truth: Booleans, bins: int = _BINS) -> list[dict[str, float]]:
+    """Share, mean confidence and accuracy of the answers, by equal bins of confidence.
 
     Args:
         probability: Of the positive class, 0..1, shape ``(cells,)``.
@@ -23,16 +23,47 @@ def expected_calibration_error(probability: Floats, truth: Booleans, bins: int =
         bins: Number of bins of the winning label's confidence over .5..1.
 
     Returns:
-        Error in 0..1.
+        One entry for each bin that is not empty.
     """
     confidence = np.maximum(probability, 1 - probability)
     correct = (probability >= 0.5) == truth
     number = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    gaps = [
-        abs(confidence[number == b].mean() - correct[number == b].mean()) * (number == b).mean()
-        for b in np.unique(number)
+    return [
+        {
+            "share": float(mine.mean()),
+            "confidence": float(confidence[mine].mean()),
+            "accuracy": float(correct[mine].mean()),
+        }
+        for mine in (number == b for b in np.unique(number))
     ]
-    return float(sum(gaps))
+
+
+def expected_calibration_error(probability: Floats, truth: Booleans) -> float:
+    """Mean gap between confidence and accuracy over equal bins (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        probability: Of the positive class, 0..1, shape ``(cells,)``.
+        truth: Whether the cell is positive, same shape.
+
+    Returns:
+        Error in 0..1.
+    """
+    return sum(abs(bin_["confidence"] - bin_["accuracy"]) * bin_["share"] for bin_ in reliability(probability, truth))
+
+
+def weighted_f1(guess: Booleans, truth: Booleans) -> float:
+    """F1 of both classes, weighted by their cells: the metric of the challenge.
+
+    Args:
+        guess: Whether the cell was called positive, shape ``(cells,)``.
+        truth: Whether it is, same shape.
+    """
+    scores = 0.0
+    for wanted in (True, False):
+        both = ((guess == wanted) & (truth == wanted)).sum()
+        total = (guess == wanted).sum() + (truth == wanted).sum()
+        scores += (truth == wanted).mean() * (2 * both / total if total else 0.0)
+    return float(scores)
 
 
 def figures(probability: Floats, truth: Booleans) -> dict[str, Any]:
@@ -49,14 +80,15 @@ def figures(probability: Floats, truth: Booleans) -> dict[str, Any]:
     return {
         "cells": len(truth),
         "accuracy": float((guess == truth).mean()),
-        "weighted_f1": float(metrics.f1_score(truth, guess, average="weighted")),
+        "weighted_f1": weighted_f1(guess, truth),
         "balanced_accuracy": float(metrics.balanced_accuracy_score(truth, guess)),
         "sensitivity": float(recall[0]),
         "specificity": float(recall[1]),
         "auroc": float(metrics.roc_auc_score(truth, probability)),
         "auprc": float(metrics.average_precision_score(truth, probability)),
         "ece": expected_calibration_error(probability, truth),
-        "brier": float(metrics.brier_score_loss(truth, probability)),
+        "brier": float(((probability - truth) ** 2).mean()),
+        "reliability": reliability(probability, truth),
         "confusion": {
             "rows_true_columns_predicted": ["ALL", "HEM"],
             "counts": metrics.confusion_matrix(truth, guess, labels=[True, False]).tolist(),
@@ -110,10 +142,14 @@ def subject_bootstrap(
     classes = [[s for s, rows in members.items() if truth[rows][0] == label] for label in (True, False)]
     judges: dict[str, Callable[[Booleans, Floats], float]] = {
         "accuracy": lambda t, p: float(((p >= 0.5) == t).mean()),
-        "weighted_f1": lambda t, p: float(metrics.f1_score(t, p >= 0.5, average="weighted")),
+        "weighted_f1": lambda t, p: weighted_f1(p >= 0.5, t),
+        "balanced_accuracy": lambda t, p: float(((p >= 0.5)[t].mean() + (p < 0.5)[~t].mean()) / 2),
         "auroc": lambda t, p: float(metrics.roc_auc_score(t, p)),
         "sensitivity": lambda t, p: float((p >= 0.5)[t].mean()),
         "specificity": lambda t, p: float((p < 0.5)[~t].mean()),
+        "auprc": lambda t, p: float(metrics.average_precision_score(t, p)),
+        "ece": lambda t, p: expected_calibration_error(p, t),
+        "brier": lambda t, p: float(((p - t) ** 2).mean()),
     }
     drawn: dict[str, list[float]] = {name: [] for name in judges}
     for _ in range(resamples):

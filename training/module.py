@@ -1,7 +1,6 @@
 """The LightningModule: one network, its loss, its optimiser and its validation figures."""
 
 import math
-from typing import Any
 
 import lightning as L
 import torch
@@ -12,10 +11,12 @@ from torchmetrics.classification import BinaryAUROC, MulticlassF1Score
 
 from app.core.spec import Preprocessing
 from training.config import RunConfig
-from training.data.augment import Augment
+from training.data.augment import Augment, draw_flips
 from training.data.datamodule import Batch
 from training.data.labels import ALL, LABELS
 from training.errors import RunError
+from training.losses import classification_loss
+from training.optimisers import build_optimiser, with_schedule
 from training.zoo import Classifier
 
 
@@ -41,86 +42,108 @@ class CellModule(L.LightningModule):
     Args:
         network: Of `training.zoo`.
         config: The run's configuration.
+        class_weights: Of the loss, shape ``(2,)``; None weighs both classes alike.
+        pooled: Whether batches hold, instead of pictures, the pooled features of every mirroring of
+            a picture (`training.frozen`), shape ``(batch, variants, width)``.
     """
 
-    def __init__(self, network: Classifier, config: RunConfig) -> None:
+    class_weights: Tensor | None
+
+    def __init__(
+        self, network: Classifier, config: RunConfig, *, class_weights: Tensor | None = None, pooled: bool = False
+    ) -> None:
         super().__init__()
         self.network = network
-        self._config = config
+        self._config, self._pooled = config, pooled
         self._augment = Augment(config.augment)
         self._normalise = Normalise(config.input.spec())
         self._auroc = BinaryAUROC()
         self._f1 = MulticlassF1Score(num_classes=len(LABELS), average="weighted")
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        if config.model.freeze:
+            network.backbone.requires_grad_(requires_grad=False)
 
     def on_train_epoch_start(self) -> None:
-        """Keep the backbone's batch-norm statistics where the configuration says so."""
-        if self._config.fit.freeze_norm:
+        """Keep the backbone, or its batch-norm statistics, where the configuration says so."""
+        if self._config.model.freeze:
+            self.network.backbone.eval()
+        elif self._config.fit.freeze_norm:
             for module in self.network.backbone.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's signature
         """Seed the step by itself, so that a resumed run draws what the first would have drawn."""
-        torch.manual_seed(step_seed(self._config.seed, self.global_step))
+        torch.manual_seed(step_seed(self._config.seed, self.global_step, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  Lightning's signature
         """Return the loss of a batch."""
-        images = self._normalise(self._augment(batch.images.permute(0, 3, 1, 2)))
-        logits, penalty = self.network.forward_with_penalty(images.contiguous(memory_format=torch.channels_last))
-        loss = functional.cross_entropy(logits.float(), batch.targets, label_smoothing=self._config.fit.label_smoothing)
-        if not math.isfinite(loss.item()):
-            raise RunError(f"the loss is {loss.item()} at step {self.global_step}; try a smaller learning rate")
-        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(images))
+        logits, penalty = self._classify(batch.images)
+        loss = classification_loss(
+            logits,
+            batch.targets,
+            self._config.loss,
+            smoothing=self._config.fit.label_smoothing,
+            weights=self.class_weights,
+        )
         total: Tensor = loss + self._config.model.penalty * penalty
+        if not math.isfinite(total.item()):
+            raise RunError(
+                f"the loss is {total.item()} at step {self.global_step}; the last checkpoint is that of the epoch "
+                "before. Try a smaller learning rate, another precision, or a smaller clip_norm"
+            )
+        figures = {"train_loss": loss, "train_accuracy": (logits.argmax(dim=1) == batch.targets).float().mean()}
+        self.log_dict(figures, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's signature
         """Collect the figures of a validation batch."""
-        logits = self.predict_logits(batch.images)
+        logits = self._validation_logits(batch.images)
         self._auroc.update(logits.softmax(dim=1)[:, ALL], (batch.targets == ALL).long())
         self._f1.update(logits, batch.targets)
         loss = functional.cross_entropy(logits, batch.targets)
-        self.log("val_loss", loss, prog_bar=True, batch_size=len(logits))
+        accuracy = (logits.argmax(dim=1) == batch.targets).float().mean()
+        self.log_dict(
+            {"val_loss": loss, "val_accuracy": accuracy}, prog_bar=True, batch_size=len(logits), sync_dist=True
+        )
         self.log("val_auroc", self._auroc, prog_bar=True)
         self.log("val_weighted_f1", self._f1, prog_bar=True)
 
     def predict_logits(self, images: Tensor) -> Tensor:
         """Return logits, shape ``(batch, 2)``, of pictures ``(batch, size, size, 3)``, 0..255."""
-        scaled = self._normalise(images.permute(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(scaled)
+        logits: Tensor = self.network(self.scaled(images))
         return logits.float()
 
+    def pooled_features(self, images: Tensor) -> Tensor:
+        """Return the head's pooled vectors of pictures ``(batch, size, size, 3)``, 0..255."""
+        head = self.network.head
+        return head.pool(head.refine(self.network.feature_map(self.scaled(images)))).float()
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Return pictures as the network takes them: channels first, scaled."""
+        scaled: Tensor = self._normalise(images.permute(0, 3, 1, 2))
+        return scaled.contiguous(memory_format=torch.channels_last)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW with a linear warm-up and a cosine to zero."""
-        settings = self._config.optimiser
-        groups = [
-            group
-            for part, rate in ((self.network.backbone, settings.backbone_lr), (self.network.head, settings.head_lr))
-            for group in _decayed_and_not(part, rate, settings.weight_decay)
-        ]
-        optimiser = torch.optim.AdamW(groups)
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = max(1, round(settings.warmup * total))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warmup_then_cosine(step, total, warmup))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """Return the configured optimiser with its schedule."""
+        optimiser = build_optimiser(self.network, self._config.optimiser)
+        return with_schedule(optimiser, self._config.optimiser, int(self.trainer.estimated_stepping_batches))
+
+    def _classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and penalty of a training batch."""
+        if self._pooled:
+            variants = draw_flips(len(images), self._config.augment, images.device)
+            chosen = images[torch.arange(len(images), device=images.device), variants]
+            return self.network.head.classify(chosen)
+        changed = self._normalise(self._augment(images.permute(0, 3, 1, 2)))
+        return self.network.forward_with_penalty(changed.contiguous(memory_format=torch.channels_last))
+
+    def _validation_logits(self, images: Tensor) -> Tensor:
+        if self._pooled:
+            return self.network.head.classify(images[:, 0])[0].float()
+        return self.predict_logits(images)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Return the seed of one training step."""
-    return seed * 1_000_003 + step
-
-
-def warmup_then_cosine(step: int, total: int, warmup: int) -> float:
-    """Return the factor of the learning rate: a line up to 1, then a cosine down to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _decayed_and_not(part: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
-    """Split parameters: weight decay is for matrices and kernels, not for biases and norms."""
-    parameters = [weight for weight in part.parameters() if weight.requires_grad]
-    return [
-        {"params": [w for w in parameters if w.ndim > 1], "lr": rate, "weight_decay": decay},
-        {"params": [w for w in parameters if w.ndim <= 1], "lr": rate, "weight_decay": 0.0},
-    ]
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Return the seed of one training step of one process."""
+    return seed * 1_000_003 + step + rank * 500_000_003

@@ -1,11 +1,11 @@
 """A run's folder: what is in it, and how a later step reads it again."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +18,7 @@ CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 PREDICTIONS_FILE: Final = "predictions.parquet"
 REPORT_FILE: Final = "report.json"
+PAGE_FILE: Final = "report.html"
 CHECKPOINTS: Final = "checkpoints"
 
 
@@ -33,12 +34,18 @@ class Run:
         Raises:
             RunError: The folder belongs to another configuration or index.
         """
-        text = json.dumps({"config": config.model_dump(mode="json"), "index": str(index.resolve())}, indent=2) + "\n"
+        settings = {"config": config.model_dump(mode="json"), "index": str(index.resolve())}
         file = self.folder / CONFIG_FILE
-        if file.exists() and file.read_text(encoding="utf-8") != text:
-            raise RunError(f"{self.folder} belongs to a run with another configuration or index; name another folder")
+        if file.exists():
+            if _read_settings(file, type(config)) != settings:
+                raise RunError(
+                    f"{self.folder} belongs to a run with another configuration or index; name another folder"
+                )
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        part = file.with_suffix(f".part{os.getpid()}")
+        part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        part.replace(file)
 
     def config(self) -> RunConfig:
         """Return the run's configuration."""
@@ -69,6 +76,11 @@ class Run:
         file = self.folder / CHECKPOINTS / "last.ckpt"
         return file if file.exists() else None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run was fitted to its end."""
+        return (self.folder / WEIGHTS_FILE).is_file()
+
     def save_weights(self, state: dict[str, Tensor]) -> None:
         """Write a network's weights."""
         part = self.folder / f"{WEIGHTS_FILE}.part"
@@ -81,21 +93,23 @@ class Run:
         Raises:
             RunError: The run has not been fitted.
         """
-        file = self.folder / WEIGHTS_FILE
-        if not file.exists():
+        if not self.is_finished:
             raise RunError(f"{self.folder} has no {WEIGHTS_FILE}; fit the run to its end first")
         network = network_of(self.config())
-        network.load_state_dict(load_file(file))
+        network.load_state_dict(load_file(self.folder / WEIGHTS_FILE))
         return network.eval()
 
     def _settings(self) -> dict[str, object]:
-        file = self.folder / CONFIG_FILE
-        try:
-            settings: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
-            RunConfig.model_validate(settings["config"])
-        except (OSError, ValueError, KeyError, ValidationError) as error:
-            raise RunError(f"{self.folder} is no run: {CONFIG_FILE} can't be read ({error})") from error
-        return settings
+        return _read_settings(self.folder / CONFIG_FILE, RunConfig)
+
+
+def _read_settings(file: Path, kind: type[DataConfig]) -> dict[str, object]:
+    """Read a run's settings, with the defaults of keys that were not there when it was made."""
+    try:
+        settings: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
+        return settings | {"config": kind.model_validate(settings["config"]).model_dump(mode="json")}
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{file.parent} is no run: {file.name} can't be read ({error})") from error
 
 
 def network_of(config: DataConfig) -> Classifier:
@@ -105,6 +119,12 @@ def network_of(config: DataConfig) -> Classifier:
         ConfigError: There is no network of that name.
     """
     try:
-        return create(config.model.network, drop_path=config.model.drop_path, dropout=config.model.dropout)
+        return create(
+            config.model.network,
+            config.input.size_px,
+            backbone=config.model.backbone,
+            drop_path=config.model.drop_path,
+            dropout=config.model.dropout,
+        )
     except ValueError as error:
         raise ConfigError(f"model.network: {error}") from error

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from app.core.errors import ImageError, ImageTooLargeError, UndecodableImageError
 from app.core.spec import Preprocessing
@@ -23,6 +23,8 @@ _RESAMPLING: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+_DENOISING: Final = {"median-3": ImageFilter.MedianFilter(3), "median-5": ImageFilter.MedianFilter(5)}
 
 # Process-wide on purpose: `catch_warnings` is not safe in the threads that decode.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -64,7 +66,7 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
 
 
 def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
-    """Crop and resize a picture to the model's input.
+    """Crop, denoise and resize a picture to the model's input.
 
     The scaling by mean and standard deviation is inside the exported graph, so these bytes are
     all that travels to the model.
@@ -78,6 +80,8 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
     """
     if spec.crop_px is not None:
         image = image.crop(crop_box(image.size, spec))
+    if spec.denoise != "none":
+        image = image.filter(_DENOISING[spec.denoise])
     size = (spec.size_px, spec.size_px)
     if image.size != size:
         image = image.resize(size, _RESAMPLING[spec.resample])

@@ -27,6 +27,7 @@ FEATURES_NAME: Final = "features"
 EVIDENCE_NAME: Final = "evidence"
 
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Denoise = Literal["none", "median-3", "median-5"]
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _VERSION: Final = re.compile(r"\d+\.\d+\.\d+(?:-[0-9a-z.-]+)?")
@@ -53,6 +54,7 @@ class Preprocessing:
         resample: Pillow's name of the resize filter.
         mean: Per RGB channel, in units of 0..255; subtracted inside the graph.
         std: Per RGB channel, in units of 0..255; divided by inside the graph.
+        denoise: A median filter of 3 or 5 px on the cropped picture, before it is resized; or none.
     """
 
     crop_px: int | None
@@ -60,6 +62,7 @@ class Preprocessing:
     resample: Resample
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    denoise: Denoise = "none"
 
     def __post_init__(self) -> None:
         crop = self.crop_px
@@ -70,6 +73,7 @@ class Preprocessing:
             isinstance(self.size_px, int) and 16 <= self.size_px <= 1024, f"size_px: 16..1024, not {self.size_px!r}"
         )
         _require(self.resample in get_args(Resample), f"resample: one of {get_args(Resample)}, not {self.resample!r}")
+        _require(self.denoise in get_args(Denoise), f"denoise: one of {get_args(Denoise)}, not {self.denoise!r}")
         _require(len(self.mean) == 3 and _finite(*self.mean), f"mean: 3 finite numbers, not {self.mean!r}")
         _require(
             len(self.std) == 3 and _finite(*self.std) and min(self.std) > 0,

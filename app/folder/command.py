@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from app.folder.answers import Answerer, InProcess
+from app.folder.client_key import read_client_key
 from app.folder.display import progress, show_summary
 from app.folder.errors import StoppedError, UsageError
 from app.folder.heatmaps import HeatMaps
@@ -180,24 +181,12 @@ def _plan(listing: Listing, left: int) -> str:
 
 
 def _answerer(options: Options, settings: Settings) -> Answerer:
-    key = _api_key(options.api_key_file)
+    key = read_client_key(options.api_key_file)
     if options.server is None:
         if options.api_key_file is not None:
             raise UsageError("--api-key-file is for --server")
         return InProcess(settings, heat_maps=options.explain is not None)
     return Service(options.server, api_key=key, patience_s=options.patience_s, heat_maps=options.explain is not None)
-
-
-def _api_key(file: Path | None) -> str | None:
-    if file is None:
-        return os.environ.get(CLIENT_KEY_VARIABLE) or None
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--api-key-file {file}: can't be read: {error}") from error
-    if not key or not key.isascii() or not key.isprintable():
-        raise UsageError(f"--api-key-file {file}: expected one line of printable ASCII")
-    return key
 
 
 def _subject_rule(pattern: str | None, folder: bool) -> SubjectRule:

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Depends
 from starlette.exceptions import HTTPException
@@ -17,6 +17,8 @@ from app.schemas import ActiveModel, InstalledModel, ModelChoice, ModelList, Mod
 from app.services import Services, ServicesDep
 
 router = APIRouter(prefix="/models", tags=["models"])
+
+_MAX_CHOICE_BYTES: Final = 16 * 1024
 
 
 @router.get("", summary="Installed models")
@@ -57,7 +59,8 @@ async def active_card(services: ServicesDep) -> PlainTextResponse:
 @router.put(
     "/active",
     summary="Serve another model",
-    responses=openapi_problems(400, 403, 404, 409, 422, 503),
+    max_body_size=_MAX_CHOICE_BYTES,  # FastAPI reads a JSON body before it asks who sends it
+    responses=openapi_problems(400, 403, 404, 409, 413, 422, 503),
     dependencies=[Depends(require_admin)],
 )
 async def activate_model(choice: ModelChoice, services: ServicesDep) -> SwitchedModel:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -102,6 +102,18 @@ class _FormParser(MultiPartParser):
         # The stream is bounded already, so no part is ever large enough to be rolled to disk.
         self.spool_max_size = settings.max_request_bytes + 1
         self._max_images = settings.max_images_per_request
+
+    async def parse(self) -> FormData:
+        try:
+            form = await super().parse()
+            begun = len(self._files_to_close_on_error)
+            if begun > sum(isinstance(part, UploadFile) for _, part in form.multi_items()):
+                raise MalformedFormError("The form ends inside a file: its last boundary is missing.")
+        except BaseException:  # Starlette itself closes them only after errors of its own
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise
+        return form
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()

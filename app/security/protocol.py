@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
 from ulid import ULID
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.settings import Settings
 
@@ -32,6 +32,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._overhead_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_head = True
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._unanswered: list[RequestResponseCycle] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
@@ -39,8 +41,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._head_arrived()
+        self._client_read()
+        # Uvicorn tells the newest only, and those before it would go on to write to what is closed.
+        for cycle in self._unanswered:
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -59,6 +66,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_arrived()
         super().on_headers_complete()
+        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """Take the body, and the framing that it may need, off the count."""
@@ -82,6 +91,16 @@ class LimitedProtocol(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self.loop.call_later(self.linger_s, self.transport.abort)
 
+    def pause_writing(self) -> None:
+        """Give a client who does not read what is sent some time to do so."""
+        super().pause_writing()
+        self._read_timer = self.loop.call_later(self.linger_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop the clock: the client has read."""
+        self._client_read()
+        super().resume_writing()
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP as all else is answered."""
         self._problem(HTTPStatus.BAD_REQUEST, msg)
@@ -94,6 +113,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _client_read(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
     def _too_slow(self) -> None:
         self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the headers were not there within {self.header_timeout_s:g} s")

@@ -26,7 +26,7 @@ const patients = new Patients(store, (subject) => { grid.choosePatient(subject);
 const model = new Model((facts) => {
   thumbs.cropPx = facts.manifest?.preprocessing?.crop_px ?? null;
   detail.band = facts.manifest?.review ?? null;
-});
+}, () => askKey());
 
 const render = () => {
   grid.render();

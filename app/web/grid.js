@@ -24,6 +24,8 @@ const ORDERS = {
   added: (a, b) => a.id - b.id,
 };
 
+const PAGE = 300; // tiles that are added at a time, as scrolling nears the end: thousands at once would stutter
+
 export class Grid {
   /**
    * @param {(cell) => void} open called when a cell is to be shown large
@@ -38,9 +40,13 @@ export class Grid {
     this.shown = [];
     this.tiles = new Map();
     this.current = 0;
+    this.limit = PAGE;
     this.makeFilters();
-    byId("sort").addEventListener("change", () => this.render());
-    byId("search").addEventListener("input", () => this.render());
+    byId("sort").addEventListener("change", () => this.fromStart());
+    byId("search").addEventListener("input", () => this.fromStart());
+    byId("more").addEventListener("click", () => this.extend());
+    this.nearEnd = new IntersectionObserver(([entry]) => { if (entry.isIntersecting) this.extend(); }, { rootMargin: "1500px" });
+    this.nearEnd.observe(byId("more"));
     this.list.addEventListener("keydown", (event) => this.move(event));
     this.list.addEventListener("focusin", (event) => this.remember(event));
   }
@@ -48,7 +54,23 @@ export class Grid {
   /** Show the cells of one patient only; again, or null: of all. */
   choosePatient(subject) {
     this.subject = this.subject === subject ? null : subject;
+    this.fromStart();
+  }
+
+  /** Show other cells, or in another order. */
+  fromStart() {
+    this.limit = PAGE;
     this.render();
+  }
+
+  /** Show more of them, at least up to one. */
+  extend(index = this.limit) {
+    if (index >= this.shown.length || index < this.limit) return;
+    this.limit = index + PAGE;
+    this.render();
+    // It may still be near: observed anew, it says so.
+    this.nearEnd.unobserve(byId("more"));
+    this.nearEnd.observe(byId("more"));
   }
 
   render() {
@@ -62,7 +84,10 @@ export class Grid {
       .filter((cell) => !words || `${cell.path}\n${cell.subject}`.toLowerCase().includes(words))
       .sort((a, b) => last(a) - last(b) || (last(a) ? a.id - b.id : order(a, b)) || a.id - b.id);
     for (const id of this.tiles.keys()) if (!this.store.cells.has(id)) this.tiles.delete(id);
-    this.place(this.shown.map((cell) => this.tile(cell)));
+    this.place(this.shown.slice(0, this.limit).map((cell) => this.tile(cell)));
+    const hidden = Math.max(0, this.shown.length - this.limit);
+    byId("more").hidden = hidden === 0;
+    byId("more").textContent = `Show more (${count(hidden)} left)`;
     byId("empty").hidden = cells.length > 0;
     byId("none-match").hidden = !cells.length || this.shown.length > 0;
   }
@@ -103,7 +128,7 @@ export class Grid {
   makeFilters() {
     for (const [name, [words]] of Object.entries(FILTERS)) {
       const input = el("input", { type: "radio", name: "filter", value: name, checked: name === "every" });
-      input.addEventListener("change", () => { this.filter = name; this.render(); });
+      input.addEventListener("change", () => { this.filter = name; this.fromStart(); });
       byId("filters").append(el("label", {}, input, el("span", {}, `${words} `, el("b", { "data-count": name }, "0"))));
     }
   }
@@ -133,6 +158,7 @@ export class Grid {
     event.preventDefault();
     const target = end ?? this.current + step;
     if (target < 0 || target >= this.shown.length) return;
+    this.extend(target);
     this.list.children[target].firstChild.focus();
   }
 
@@ -141,6 +167,7 @@ export class Grid {
   }
 
   focus(cell) {
+    this.extend(this.shown.indexOf(cell));
     this.tiles.get(cell.id)?.firstChild.focus();
   }
 }

@@ -12,9 +12,14 @@ const FIGURES = [
 const ASK_AGAIN_MS = 5000;
 
 export class Model {
-  /** @param {(model: object) => void} known called when the model's facts are there */
-  constructor(known) {
+  /**
+   * @param {(model: object) => void} known called when the model's facts are there
+   * @param {() => void} askKey called when a person wants them and the service wants a key
+   */
+  constructor(known, askKey) {
     this.known = known;
+    this.askKey = askKey;
+    this.locked = false;
     this.facts = null;
     this.card = "";
     byId("model-button").addEventListener("click", () => this.show());
@@ -24,16 +29,22 @@ export class Model {
   async load() {
     try {
       this.facts = await activeModel();
+      this.locked = false;
       this.card = await modelCard().catch(() => "");
       byId("model-name").textContent = `Model ${this.facts.name} ${this.facts.version}`;
       this.known(this.facts);
     } catch (error) {
-      byId("model-name").textContent = error instanceof KeyWanted ? "Model: a key is needed" : "Model: service not ready";
-      if (!this.facts && !(error instanceof KeyWanted)) setTimeout(() => this.load(), ASK_AGAIN_MS);
+      this.locked = error instanceof KeyWanted;
+      byId("model-name").textContent = this.locked ? "Model: a key is needed" : "Model: service not ready";
+      if (!this.facts && !this.locked) setTimeout(() => this.load(), ASK_AGAIN_MS);
     }
   }
 
   show() {
+    if (this.locked) {
+      this.askKey();
+      return;
+    }
     const dialog = byId("model");
     const close = el("button", { type: "button", onClick: () => dialog.close() }, "Close");
     dialog.replaceChildren(el("header", {}, el("h2", { id: "model-title" }, "The model"), close), ...this.inside());
@@ -54,8 +65,9 @@ export class Model {
       ...this.limits(),
       el("h3", {}, "Hashes (SHA-256)"),
       el("dl", { class: "hashes" }, ...terms(facts.hashes)),
-      el("p", {}, el("a", { href: "models/active/card", target: "_blank", rel: "noopener" }, "The whole model card")),
-    ];
+      this.card && el("details", {}, el("summary", {}, "The whole model card"),
+        el("pre", { tabindex: "0", role: "region", "aria-label": "Model card" }, this.card)),
+    ].filter(Boolean);
   }
 
   figures() {

@@ -65,7 +65,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--linear", type=int, default=0, metavar="IMAGES", help="a long run too, over HTTP and by folder"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
-    parser.add_argument("--environments", type=Path, default=ROOT / ".bench", help="where the peers are installed")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".venv-bench", help="where the peers are installed")
     parser.add_argument("--here", action="store_true", help="run all in this environment; for tests")
     return parser.parse_args(arguments)
 

@@ -1,5 +1,6 @@
 """Decoding and preprocessing: every format and mode, and every way to be wrong."""
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.core.errors import ImageError, ImageTooLargeError, UndecodableImageError
+from app.core.errors import ImageError, ImageTooLargeError, ManifestError, UndecodableImageError
 from app.core.imaging import decode, preprocess
 from app.core.spec import Preprocessing
 from training.data.drawn import draw_cell
@@ -218,3 +219,16 @@ def test_preprocess_adds_black_around_a_small_picture() -> None:
     array = preprocess(Image.new("RGB", (20, 16), (9, 9, 9)), spec(40, 40))
     assert array[12:28, 10:30].min() == 9
     assert array.sum() == 20 * 16 * 9 * 3
+
+
+def test_a_median_filter_takes_single_wrong_pixels_away() -> None:
+    plain = np.full((64, 64, 3), 100, dtype=np.uint8)
+    noisy = plain.copy()
+    noisy[20, 20] = 255
+    median = dataclasses.replace(spec(64, 64), denoise="median-3")
+    np.testing.assert_array_equal(preprocess(Image.fromarray(noisy), median), plain)
+
+
+def test_an_unknown_denoising_is_refused() -> None:
+    with pytest.raises(ManifestError, match="denoise"):
+        dataclasses.replace(spec(64, 64), denoise="bilateral")  # type: ignore[arg-type]

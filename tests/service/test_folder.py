@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from app.security.keys import new_key
 from tests.models import NAME, VERSION, write_models
 from tests.service.harness import ROOT, ServerProcess, environment, run_cli
 from training.data.drawn import cell_bytes, write_dataset
@@ -215,6 +216,19 @@ def test_a_service_gives_the_same_table(models_dir: Path, cells: Path, tmp_path:
         return read_csv(tmp_path / file)
 
     assert figures(tmp_path / "remote.csv") == figures(tmp_path / "local.csv")
+
+
+def test_a_service_that_wants_a_key(models_dir: Path, cells: Path, tmp_path: Path) -> None:
+    secret, key = new_key("lab")
+    (tmp_path / "key").write_text(secret + "\n", encoding="utf-8")
+    picture = next(cells.rglob("UID_*.bmp"))
+    with ServerProcess(tmp_path / "log", models_dir=models_dir, api_keys=key.setting) as server:
+        arguments = [picture, "--server", server.url]
+        assert predict(models_dir, *arguments, "--api-key-file", tmp_path / "key").returncode == 0
+        assert predict(models_dir, *arguments, api_key=secret).returncode == 0
+        refused = predict(models_dir, *arguments)
+    assert refused.returncode == 3
+    assert "API key" in refused.stderr
 
 
 def test_a_service_that_is_gone_is_exit_code_3(models_dir: Path, cells: Path, tmp_path: Path) -> None:

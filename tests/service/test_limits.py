@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -36,7 +37,7 @@ def server(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield process
         with process.client() as client:
             assert client.post("/predict", files={"file": ("cell.bmp", CELL)}).status_code == 200
-        assert "Traceback" not in process.log()
+        assert "Traceback" not in process.log(), process.log()
 
 
 def talk(server: ServerProcess, *pieces: bytes, pause_s: float = 0, until: bytes | None = None) -> tuple[bytes, float]:
@@ -149,6 +150,22 @@ def test_a_fast_start_buys_no_slow_end(server: ServerProcess) -> None:
     assert b" 504 " in answer.splitlines()[0]
 
 
+def test_a_client_that_does_not_read_is_cut_off(server: ServerProcess) -> None:
+    script = b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(script * 8)  # far more than the buffers of both sides hold
+        time.sleep(4)
+        answer = b""
+        with suppress(ConnectionResetError):
+            while data := connection.recv(1_000_000):
+                answer += data
+    length = int(re.search(rb"content-length: (\d+)", answer)[1])  # type: ignore[index]
+    assert len(answer) < 8 * length
+
+
 def test_an_idle_connection_is_closed(server: ServerProcess) -> None:
     answer, elapsed_s = talk(server, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200")
@@ -183,6 +200,19 @@ async def test_bytes_of_all_requests_together_are_bounded(models_dir: Path) -> N
 async def test_an_announced_length_is_only_a_word(models_dir: Path, announced: str) -> None:
     async with running(make_settings(models_dir, max_request_bytes=700_000)) as (_, client):
         response = await client.post("/predict", content=bytes(800_000), headers=RAW | {"content-length": announced})
+        check_problem(response, 413, "body-too-large")
+
+
+@pytest.mark.anyio
+async def test_a_body_that_is_read_before_the_key_is_asked_for_is_small(models_dir: Path) -> None:
+    async with running(make_settings(models_dir)) as (_, client):
+
+        async def endless() -> AsyncIterator[bytes]:
+            for _ in range(100):
+                yield b"x" * 10_000
+            raise AssertionError("all of it was read")
+
+        response = await client.put("/models/active", content=endless(), headers={"content-type": "application/json"})
         check_problem(response, 413, "body-too-large")
 
 

@@ -16,8 +16,7 @@ async def test_counters_agree_with_what_clients_saw(tmp_path: Path) -> None:
         report = await soak(models_dir, tmp_path / "log", seconds=6, connections=8, pause_s=1, seed=1)
     assert report["complaints"] == []
     assert report["switches"] >= 2
-    assert {200, 400, 413, 415, 422} <= set(report["by_status"])
-    assert report["abandoned"] > 0
+    assert {200, 413, 422} <= set(report["by_status"])
 
 
 def consistent() -> tuple[Seen, dict[str, float], dict[str, float]]:

@@ -19,7 +19,7 @@ from app.inference.providers import Placement
 from app.inference.session import OnnxSession
 from app.settings import Settings
 from tests.models import NAME, VERSION, write_models
-from tests.service.harness import ADMIN_KEY, AS_ADMIN, make_settings, run_cli, running, samples
+from tests.service.harness import ADMIN, ADMIN_KEY, AS_ADMIN, ServerProcess, make_settings, run_cli, running, samples
 from training.data.drawn import cell_bytes
 
 pytestmark = pytest.mark.anyio
@@ -218,6 +218,22 @@ async def test_a_resident_model_that_is_not_there(models: Path) -> None:
     async with served(make_settings(models, admin_keys=ADMIN_KEY.setting, resident=("other@1.0.0",))) as (_, client):
         body = (await client.get("/readyz")).json()
     assert (body["status"], "other@1.0.0" in body["reason"]) == ("failed", True)
+
+
+async def test_activating_in_a_running_service(models: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(ADMIN, encoding="utf-8")
+    with ServerProcess(tmp_path / "log", models_dir=models, admin_keys=ADMIN_KEY.setting) as server:
+        command = ["models", "activate", NAME, "2.0.0", "--server", server.url]
+        refused = await asyncio.to_thread(run_cli, *command)
+        assert (refused.returncode, "not activated" in refused.stderr) == (1, True)
+        done = await asyncio.to_thread(run_cli, *command, "--api-key-file", str(key))
+        assert done.returncode == 0, done.stderr
+        assert f"is served by {server.url} now" in done.stdout
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            assert (await ask(client))[0] == "2.0.0"
+    gone = await asyncio.to_thread(run_cli, *command, "--api-key-file", str(key))
+    assert (gone.returncode, server.url in gone.stderr, "Traceback" in gone.stderr) == (1, True, False)
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ class Traffic:
         """Send until the time is over and every request has ended."""
         end_s = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._connections):
-                group.create_task(self._client(end_s))
+            for number in range(self._connections):
+                group.create_task(self._client(number, end_s))
 
     async def switch(self, choices: list[dict[str, str]], pause_s: float, seconds: float) -> None:
         """Change the served model again and again, by turns."""
@@ -90,15 +90,16 @@ class Traffic:
                     self.seen.lost.append(f"a change of the model: {response.text}")
                 self.seen.switches.append((began_s, time.monotonic()))
 
-    async def _client(self, end_s: float) -> None:
+    async def _client(self, number: int, end_s: float) -> None:
         weights, kinds = zip(*self._kinds, strict=True)
+        kind = kinds[number % len(kinds)]  # each kind once, then as they are drawn
         async with httpx.AsyncClient(base_url=self._url, timeout=120) as client:
             while time.monotonic() < end_s:
-                (kind,) = self._rng.choices(kinds, weights)
                 try:
                     await kind(client)
                 except httpx.HTTPError as error:
                     self.seen.lost.append(repr(error))
+                (kind,) = self._rng.choices(kinds, weights)
 
     async def _one(self, client: httpx.AsyncClient) -> None:
         began_s = time.monotonic()

@@ -1,12 +1,13 @@
 """Small data sets and configurations for the tests of the training."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from training.config import FeatureRunConfig, RunConfig
 from training.data.drawn import write_dataset
-from training.data.index import INDEX_FILE, build_index
+from training.data.index import INDEX_FILE, build_index, write_index
 
 INPUT = {"crop_px": 320, "size_px": 40, "resample": "bilinear", "mean": [127.0] * 3, "std": [128.0] * 3}
 SPLIT = {"kind": "subject", "parts": 3}
@@ -42,12 +43,27 @@ def feature_config(relative: Path) -> FeatureRunConfig:
     )
 
 
+def write_toml(config: RunConfig, file: Path) -> Path:
+    """Write a configuration with enough TOML for its tables: JSON values, tables by their path."""
+    lines, tables = [], []
+    for key, value in config.model_dump(mode="json", exclude_none=True).items():
+        if isinstance(value, dict):
+            nested = {name: inner for name, inner in value.items() if isinstance(inner, dict)}
+            tables += [f"[{key}]", *(f"{n} = {json.dumps(v)}" for n, v in value.items() if n not in nested)]
+            for name, inner in nested.items():
+                tables += [f"[{key}.{name}]", *(f"{n} = {json.dumps(v)}" for n, v in inner.items())]
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    file.write_text("\n".join(lines + tables))
+    return file
+
+
 @pytest.fixture(scope="session")
 def drawn_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of drawn cells: 2 folds, 3 subjects of each class in each, 2 cells of each."""
     data = write_dataset(tmp_path_factory.mktemp("drawn"), folds=2, subjects=3, cells=2)
     file = data / INDEX_FILE
-    build_index(data, file).cells.write_parquet(file)
+    write_index(build_index(data, file), file)
     return file
 
 

@@ -4,11 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from training.config import AugmentConfig
-from training.data.augment import Augment, jitter_stain
+from training.data.augment import Augment, draw_flips, flipped, jitter_stain
 from training.data.drawn import draw_cell
+from training.tables import AugmentConfig
 
-ALL_ON = AugmentConfig(flip=0.5, rotate_deg=180, shift=0.1, zoom=0.1, stain=0.1)
+COLOURS: dict[str, float] = {
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "saturation": 0.2,
+    "hue": 0.05,
+    "stain": 0.1,
+    "noise": 0.05,
+}
+MOVES: dict[str, float] = {"rotate_deg": 90, "shift": 0.2, "shear_deg": 15, "zoom": 0.2, "blur_px": 1.5}
+ALL_ON = AugmentConfig.model_validate({"flip": 0.5} | COLOURS | MOVES)
 
 
 def cells(count: int = 3, side_px: int = 64) -> torch.Tensor:
@@ -69,10 +78,34 @@ def test_stain_jitter_of_no_width_changes_nothing_but_rounding() -> None:
     torch.testing.assert_close(jitter_stain(images, 0.0), images, atol=0.005, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["rotate_deg", "shift", "zoom", "stain"])
+@pytest.mark.parametrize("name", [*COLOURS, *MOVES])
 def test_each_change_has_an_effect(name: str) -> None:
     torch.manual_seed(0)
-    value = {"rotate_deg": 90.0}.get(name, 0.2)
     images = cells()
-    changed = Augment(AugmentConfig.model_validate({"flip": 0, name: value}))(images)
+    config = AugmentConfig.model_validate({"flip": 0, name: (COLOURS | MOVES)[name]})
+    changed = Augment(config)(images)
     assert not torch.allclose(changed, images.float(), atol=1)
+    assert not config.flips_only
+
+
+def test_no_colour_and_no_noise_comes_into_the_black() -> None:
+    torch.manual_seed(0)
+    images = cells()
+    changed = Augment(AugmentConfig.model_validate({"flip": 0} | COLOURS))(images)
+    black = images.amax(1, keepdim=True).expand_as(images) == 0
+    assert float(changed[black].max()) == 0
+
+
+@pytest.mark.parametrize(("axes", "variants"), [("horizontal", {0, 1}), ("both", {0, 1, 2, 3})])
+def test_pictures_are_mirrored_along_the_axes_that_were_asked_for(axes: str, variants: set[int]) -> None:
+    torch.manual_seed(0)
+    config = AugmentConfig.model_validate({"flip": 0.5, "flip_axes": axes})
+    drawn = draw_flips(400, config, torch.device("cpu"))
+    counts = {int(value): int((drawn == value).sum()) for value in set(drawn.tolist())}
+    assert set(counts) == variants
+    assert min(counts.values()) > 400 / len(variants) / 2
+    assert config.flips_only
+    images = cells(1).expand(4, -1, -1, -1)
+    mirrored = flipped(images, torch.arange(4))
+    for variant, dims in enumerate([(), (2,), (1,), (1, 2)]):
+        assert torch.equal(mirrored[variant], images[variant].flip(dims))

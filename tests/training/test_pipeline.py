@@ -1,6 +1,7 @@
 """The whole training on drawn cells: features, fit, resume, evaluation, export, and its commands."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +10,26 @@ import polars as pl
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
 
 from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Manifest
-from tests.training.conftest import feature_config, run_config
+from tests.training.conftest import feature_config, run_config, write_toml
 from training.cli import app
-from training.config import RunConfig
-from training.data.arrays import load_inputs
+from training.compare import read_reports, results_page
+from training.data.arrays import load_inputs, read_cells
+from training.data.index import load_index
 from training.distil import distil, unexplained_variance
 from training.errors import ConfigError, DataError, ParityError, RunError
-from training.evaluate import evaluate
+from training.evaluate import evaluate, seen_from
 from training.export import export, lineage, next_version
 from training.fit import fit
 from training.graph import Served, round_to_half
 from training.module import CellModule
 from training.parity import check_parity, onnx_outputs
+from training.quantise import calibration_cells
 from training.run import Run
 from training.zoo import create
 
@@ -57,7 +61,7 @@ def test_a_fit_changes_the_weights_and_logs_its_figures(fitted: Run) -> None:
 
 
 def test_frozen_statistics_stay_as_they_started(fitted: Run) -> None:
-    fresh = create("efficientnet-b3").state_dict()
+    fresh = create("efficientnet-b3", 40).state_dict()
     state = weights(fitted)
     name = "backbone.blocks.3.0.bn1.running_var"
     assert torch.equal(state[name], fresh[name])
@@ -103,12 +107,21 @@ def test_another_configuration_can_not_go_on_in_the_same_folder(fitted: Run, dra
         fit(run_config(seed=8), drawn_index, fitted.folder, progress=False)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
+def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_epoch_stays(
     drawn_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.module.functional.cross_entropy", lambda *_, **__: torch.tensor(float("nan")))
-    with pytest.raises(RunError, match="the loss is nan"):
+    classify = CellModule._classify
+
+    def overflow_in_the_second_epoch(self: CellModule, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, penalty = classify(self, images)
+        return logits, penalty * (float("nan") if self.current_epoch else 1)
+
+    monkeypatch.setattr(CellModule, "_classify", overflow_in_the_second_epoch)
+    with pytest.raises(RunError, match="the loss is nan at step 2; the last checkpoint is that of the epoch before"):
         fit(run_config(), drawn_index, tmp_path / "nan", progress=False)
+    kept = torch.load(tmp_path / "nan" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
 
 
 def test_missing_start_weights_are_an_error(drawn_index: Path, tmp_path: Path) -> None:
@@ -168,6 +181,108 @@ def test_the_report_can_be_recomputed_from_the_predictions(fitted: Run) -> None:
     assert set(table["subject"]) == set(report["split"]["test_subjects"])
     logits = table.select("logit_all", "logit_hem").to_numpy() / report["temperature"]
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(logits[:, 1] - logits[:, 0])), rtol=1e-6)
+
+
+def test_the_page_needs_nothing_else_and_has_the_reports_figures(fitted: Run) -> None:
+    page = (fitted.folder / "report.html").read_text()
+    report = json.loads((fitted.folder / "report.json").read_text())
+    assert f"{report['test']['weighted_f1']:.4f}" in page
+    assert page.count("<svg") == 6
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
+    wrong = sum(map(sum, report["test"]["confusion"]["counts"])) * (1 - report["test"]["accuracy"])
+    assert page.count("<img") == round(wrong)
+    assert "leaks" not in page
+
+
+def test_a_split_that_leaks_says_so_everywhere(drawn_index: Path, tmp_path: Path) -> None:
+    config = run_config(
+        model={"network": "efficientnet-lite0"},
+        split={"kind": "image", "seed": 123},
+        fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"},
+    )
+    run = fit(config, drawn_index, tmp_path / "leaking", progress=False).run
+    report = evaluate(run)
+    assert report["split"]["leaks"]
+    assert "LEAKING" in report["split"]["name"]
+    assert "This split leaks" in (run.folder / "report.html").read_text()
+    folder = export(run, tmp_path / "models", "1.0.0")
+    assert "This split leaks" in (folder / CARD_FILE).read_text()
+    assert "LEAKING" in Manifest.load(folder).split
+
+
+def test_more_views_are_averaged_and_kept_apart(fitted: Run) -> None:
+    before = (fitted.folder / "report.json").read_bytes()
+    report = evaluate(fitted, views=8)
+    assert report["views"] == 8
+    assert (fitted.folder / "report.json").read_bytes() == before
+    assert (fitted.folder / "report-8-views.html").is_file()
+    one, eight = (pl.read_parquet(fitted.folder / f"predictions{kind}.parquet") for kind in ("", "-8-views"))
+    assert not np.allclose(one["logit_all"], eight["logit_all"])
+    data = fitted.load_data()
+    row = int(np.flatnonzero(data.cells["path"] == eight["path"][0])[0])
+    module = CellModule(fitted.load_network(), fitted.config()).eval()
+    views = list(seen_from(torch.from_numpy(np.array(data.inputs[row : row + 1])), 8))
+    assert len({view.numpy().tobytes() for view in views}) == 8
+    with torch.inference_mode():
+        logits = torch.cat([module.predict_logits(view) for view in views]).mean(dim=0)
+    assert eight["logit_all"][0] == pytest.approx(float(logits[0]), abs=1e-4)
+
+
+def test_runs_stand_side_by_side_and_beside_what_was_published(fitted: Run, tmp_path: Path) -> None:
+    judged = read_reports([fitted.folder])
+    page = results_page(judged)
+    report = json.loads((fitted.folder / "report.json").read_text())
+    assert f"{report['test']['weighted_f1']:.4f} (" in page
+    for published in ("0.9550", "0.9406", "0.8749", "0.8649", "0.8186"):
+        assert published in page
+    shown = CliRunner().invoke(app, ["compare", str(fitted.folder), str(fitted.folder / "report.json")])
+    assert shown.exit_code == 0, shown.output
+    written = CliRunner().invoke(app, ["results", str(fitted.folder), "--out", str(tmp_path / "RESULTS.md")])
+    assert written.exit_code == 0, written.output
+    assert (tmp_path / "RESULTS.md").read_text() == page
+    with pytest.raises(RunError, match="leukoscope-train evaluate"):
+        read_reports([tmp_path])
+    (tmp_path / "report.json").write_text('{"model": "old"}')
+    with pytest.raises(RunError, match="anew"):
+        read_reports([tmp_path])
+
+
+def test_int8_states_its_loss_and_is_calibrated_on_training_cells(fitted: Run, tmp_path: Path) -> None:
+    folder = export(fitted, tmp_path, "1.0.0", precision="int8")
+    report = json.loads((folder / "report.json").read_text())["export"]
+    assert Manifest.load(folder).precision == "int8"
+    assert report["calibration"] == f"{len(fitted.load_data().split.train)} cells of the training part"
+    for name, loss in report["loss"].items():
+        assert report["test"][name] + loss == pytest.approx(
+            json.loads((fitted.folder / "report.json").read_text())["test"][name]
+        )
+    kinds = [node.op_type for node in onnx.load(folder / MODEL_FILE).graph.node]
+    assert "QuantizeLinear" in kinds
+    assert "BatchNormalization" not in kinds[: len(kinds) // 2]
+    logits = onnx_outputs(folder / MODEL_FILE, np.zeros((3, 40, 40, 3), dtype=np.uint8)).logits
+    assert np.isfinite(logits).all()
+
+
+def test_only_training_cells_calibrate() -> None:
+    inputs = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
+    chosen = calibration_cells(inputs, np.array([3, 5, 7]))
+    assert chosen.reshape(-1).tolist() == [3, 5, 7]
+
+
+def test_the_contact_sheet_shows_both_classes_before_and_after(drawn_index: Path, tmp_path: Path) -> None:
+    config = write_toml(run_config(augment={"flip": 0, "rotate_deg": 90}), tmp_path / "tiny.toml")
+    out = tmp_path / "sheet.png"
+    words = ["sheet", str(config), "--index", str(drawn_index), "--out", str(out), "--cells", "3", "--views", "2"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    with Image.open(out) as sheet:
+        assert sheet.size == (3 * 44, 3 * 44)
+        pixels = np.array(sheet)
+    pictures = [[pixels[r : r + 40, c : c + 40] for c in (2, 46, 90)] for r in (2, 46, 90)]
+    cells = load_index(drawn_index).filter(label="HEM")
+    plain = read_cells(cells[:1], drawn_index.parent, run_config().input.spec())[0]
+    assert np.array_equal(pictures[1][0], plain)
+    assert not np.array_equal(pictures[1][0], pictures[1][1])
 
 
 def test_a_run_that_was_not_fitted_can_not_be_judged_or_exported(tmp_path: Path) -> None:
@@ -245,8 +360,7 @@ def test_a_version_is_not_written_twice(exported: Path, fitted: Run) -> None:
 
 
 def test_the_commands_from_folder_to_model(drawn_index: Path, tmp_path: Path) -> None:
-    config = tmp_path / "tiny.toml"
-    config.write_text(toml(run_config(fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"})))
+    config = write_toml(run_config(fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"}), tmp_path / "tiny.toml")
     index, run, models = (str(tmp_path / name) for name in ("cells.parquet", "run", "models"))
     for words in (
         ["index", str(drawn_index.parent), "--out", index],
@@ -258,17 +372,3 @@ def test_the_commands_from_folder_to_model(drawn_index: Path, tmp_path: Path) ->
         assert result.exit_code == 0, f"{words}: {result.output}\n{result.exception!r}"
     assert Manifest.load(Path(models) / "tiny" / "0.1.0").version == "0.1.0"
     assert json.loads((Path(models) / "active.json").read_text()) == {"name": "tiny", "version": "0.1.0"}
-
-
-def toml(config: RunConfig) -> str:
-    """Enough TOML for these tables: JSON values, tables by their path."""
-    lines, tables = [], []
-    for key, value in config.model_dump(mode="json", exclude_none=True).items():
-        if isinstance(value, dict):
-            nested = {name: inner for name, inner in value.items() if isinstance(inner, dict)}
-            tables += [f"[{key}]", *(f"{n} = {json.dumps(v)}" for n, v in value.items() if n not in nested)]
-            for name, inner in nested.items():
-                tables += [f"[{key}.{name}]", *(f"{n} = {json.dumps(v)}" for n, v in inner.items())]
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    return "\n".join(lines + tables)

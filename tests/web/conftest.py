@@ -58,6 +58,7 @@ def open_page(browser: "Browser", server: ServerProcess) -> Iterator[OpenPage]:
         def open_one(url: str = server.url, *, expect_faults: bool = False, **options: Any) -> "Page":
             context = browser.new_context(**options)
             stack.callback(context.close)
+            context.set_default_timeout(60_000)
             page = context.new_page()
             page.on(
                 "request",

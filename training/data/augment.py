@@ -1,12 +1,13 @@
 """Random changes of a batch of training pictures, on whatever device the batch is."""
 
+import math
 from typing import Final
 
 import torch
-from kornia.augmentation import RandomAffine, RandomHorizontalFlip, RandomVerticalFlip
+from kornia.augmentation import ColorJitter, RandomAffine, RandomGaussianBlur
 from torch import Tensor, nn
 
-from training.config import AugmentConfig
+from training.tables import AugmentConfig
 
 # Rows: unit optical densities of haematoxylin, eosin and DAB in red, green and blue
 # (Ruifrok & Johnston 2001, Anal Quant Cytol Histol 23:291-299). Jenner-Giemsa's azure and eosin
@@ -17,35 +18,81 @@ _BACKGROUND: Final = 1 / 255
 
 
 class Augment(nn.Module):
-    """Mirror, rotate, shift, zoom and stain each picture of a batch by itself.
+    """Mirror, move, stain, blur and disturb each picture of a batch by itself; the black around a cell stays.
 
     Reads PyTorch's global random state, which the run seeds anew at every step.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
         super().__init__()
-        self._stain = config.stain
-        steps: list[nn.Module] = []
-        if config.flip:
-            steps += [RandomHorizontalFlip(p=config.flip), RandomVerticalFlip(p=config.flip)]
-        if config.rotate_deg or config.shift or config.zoom:
-            steps.append(
-                RandomAffine(
-                    degrees=config.rotate_deg,
-                    translate=(config.shift, config.shift),
-                    scale=(1 - config.zoom, 1 + config.zoom),
-                    p=1.0,
-                )
-            )
-        self._geometry = nn.Sequential(*steps)
+        self._config = config
+        self._geometry = nn.Sequential(*_geometry(config))
+        self._colour = nn.Sequential(*_colour(config))
+        self._blur = nn.Sequential(*_blur(config))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Change pictures of shape ``(batch, 3, size, size)``, 0..255; the range stays."""
-        changed: Tensor = self._geometry(images.float() / 255)
-        if self._stain:
-            changed = jitter_stain(changed, self._stain)
+        variants = draw_flips(len(images), self._config, images.device)
+        changed: Tensor = self._geometry(flipped(images, variants).float() / 255)
+        changed = self._blur(changed)
+        cell = changed.amax(dim=1, keepdim=True) > _BACKGROUND
+        if len(self._colour) or self._config.noise:
+            coloured = self._colour(changed)
+            coloured = coloured + self._config.noise * torch.randn_like(coloured)
+            changed = torch.where(cell, coloured.clamp(0, 1), changed)
+        if self._config.stain:
+            changed = jitter_stain(changed, self._config.stain)
         return changed * 255
+
+
+def draw_flips(count: int, config: AugmentConfig, device: torch.device) -> Tensor:
+    """Draw how each picture is mirrored.
+
+    Args:
+        count: Number of pictures.
+        config: Which mirrorings, and how often.
+        device: Where to draw.
+
+    Returns:
+        Shape ``(count,)``: 1 for left to right, 2 for top to bottom, 3 for both, 0 for neither.
+    """
+    bits = (torch.rand(2, count, device=device) < config.flip).long()
+    return bits[0] if config.flip_axes == "horizontal" else bits[0] + 2 * bits[1]
+
+
+def flipped(images: Tensor, variants: Tensor) -> Tensor:
+    """Mirror pictures of shape ``(batch, 3, height, width)`` as `draw_flips` says."""
+    variants = variants[:, None, None, None]
+    images = torch.where(variants % 2 == 1, images.flip(3), images)
+    return torch.where(variants >= 2, images.flip(2), images)
+
+
+def _geometry(config: AugmentConfig) -> list[nn.Module]:
+    if not (config.rotate_deg or config.shift or config.zoom or config.shear_deg):
+        return []
+    return [
+        RandomAffine(
+            degrees=config.rotate_deg,
+            translate=(config.shift, config.shift),
+            scale=(1 - config.zoom, 1 + config.zoom),
+            shear=config.shear_deg or None,
+            p=1.0,
+        )
+    ]
+
+
+def _colour(config: AugmentConfig) -> list[nn.Module]:
+    amounts = (config.brightness, config.contrast, config.saturation, config.hue)
+    return [ColorJitter(*amounts, p=1.0)] if any(amounts) else []
+
+
+def _blur(config: AugmentConfig) -> list[nn.Module]:
+    if not config.blur_px:
+        return []
+    # A kernel out to three standard deviations holds all but a thousandth.
+    side = 2 * math.ceil(3 * config.blur_px) + 1
+    return [RandomGaussianBlur((side, side), (0.05, config.blur_px), p=1.0)]
 
 
 def jitter_stain(images: Tensor, scale: float) -> Tensor:

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 class CellDataset(Dataset[Batch]):
     """Some rows of the arrays; fetches a whole batch at a time."""
 
-    def __init__(self, inputs: NDArray[np.uint8], targets: NDArray[np.int64], rows: Rows) -> None:
+    def __init__(self, inputs: NDArray[Any], targets: NDArray[np.int64], rows: Rows) -> None:
         self._inputs, self._targets, self._rows = inputs, targets, rows
 
     def __len__(self) -> int:
@@ -38,15 +38,43 @@ class CellDataset(Dataset[Batch]):
         return Batch(torch.from_numpy(self._inputs[rows]), torch.from_numpy(self._targets[rows]))
 
 
+class ResidentDataset(Dataset[Batch]):
+    """Some rows of arrays that lie in the memory of a device, and are gathered there."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor, rows: Rows) -> None:
+        self._inputs, self._targets = inputs, targets
+        self._rows = torch.from_numpy(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        rows = self._rows[indices].to(self._inputs.device)
+        return Batch(self._inputs[rows], self._targets[rows])
+
+
 class EpochSampler(Sampler[int]):
     """Draws as many rows as there are, by weight with replacement, or each once without weights.
 
     The draw of an epoch depends on the seed and the epoch alone, so a resumed run sees what an
     uninterrupted one would have seen. Lightning calls `set_epoch`.
+
+    Args:
+        size: Number of rows.
+        seed: Of all draws.
+        weights: Probability of each row; None takes each row once.
+        rank: Of this process; each takes its own part of a draw.
+        world: Number of processes.
     """
 
-    def __init__(self, size: int, seed: int, weights: NDArray[np.float64] | None) -> None:
+    def __init__(
+        self, size: int, seed: int, weights: NDArray[np.float64] | None, rank: int = 0, world: int = 1
+    ) -> None:
         self._size, self._seed, self._weights = size, seed, weights
+        self._rank, self._world = rank, world
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,13 +82,15 @@ class EpochSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._size
+        return self._size // self._world
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self._seed, self._epoch])
         if self._weights is None:
-            return iter(rng.permutation(self._size).tolist())
-        return iter(rng.choice(self._size, size=self._size, p=self._weights).tolist())
+            drawn = rng.permutation(self._size)
+        else:
+            drawn = rng.choice(self._size, size=self._size, p=self._weights)
+        return iter(drawn[self._rank :: self._world][: len(self)].tolist())
 
 
 def balanced_weights(targets: NDArray[np.int64], subjects: NDArray[np.str_]) -> NDArray[np.float64]:
@@ -84,7 +114,7 @@ def balanced_weights(targets: NDArray[np.int64], subjects: NDArray[np.str_]) -> 
 
 
 class CellData(L.LightningDataModule):
-    """Training and validation batches of a split.
+    """Training and validation batches of a split; on a GPU, all arrays lie in its memory.
 
     Args:
         data: Index, split and arrays.
@@ -96,27 +126,38 @@ class CellData(L.LightningDataModule):
     def __init__(self, data: Data, *, batch_size: int, seed: int = 0, balanced: bool = False) -> None:
         super().__init__()
         self._data, self._batch_size, self._seed, self._balanced = data, batch_size, seed, balanced
+        self._resident: tuple[Tensor, Tensor] | None = None
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled or balanced training batches; a last, smaller batch is left out."""
         data, rows = self._data, self._data.split.train
         weights = balanced_weights(data.targets[rows], data.groups[rows]) if self._balanced else None
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
-            CellDataset(data.inputs, data.targets, rows),
+            self._dataset(rows),
             batch_size=self._batch_size,
-            sampler=EpochSampler(len(rows), self._seed, weights),
+            sampler=EpochSampler(len(rows), self._seed, weights, rank, world),
             collate_fn=_as_is,
             drop_last=True,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return the validation batches, in order."""
+        """Return the validation batches, in order; with several processes, all of them to each."""
         return self.ordered(self._data.split.validation)
 
     def ordered(self, rows: Rows) -> DataLoader[Batch]:
         """Return batches of any rows, in their order."""
-        dataset = CellDataset(self._data.inputs, self._data.targets, rows)
-        return DataLoader(dataset, batch_size=2 * self._batch_size, collate_fn=_as_is)
+        return DataLoader(self._dataset(rows), batch_size=2 * self._batch_size, collate_fn=_as_is)
+
+    def _dataset(self, rows: Rows) -> Dataset[Batch]:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type != "cuda":
+            return CellDataset(self._data.inputs, self._data.targets, rows)
+        if self._resident is None:
+            arrays = (self._data.inputs, self._data.targets)
+            inputs, targets = (torch.from_numpy(np.array(array)).to(device) for array in arrays)
+            self._resident = inputs, targets
+        return ResidentDataset(*self._resident, rows)
 
 
 def _as_is(batch: Any) -> Any:

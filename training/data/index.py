@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +16,30 @@ from scipy.sparse.csgraph import connected_components
 
 from app.core.errors import ImageError
 from app.core.imaging import decode
-from app.core.naming import CELL_NAME, PICTURE_SUFFIXES
+from training.data.layouts import Fault, Place, find_places
 from training.errors import DataError
 
 INDEX_FILE: Final = "cells.parquet"
 SCHEMA: Final = pl.Schema(
     {
-        "path": pl.String,
-        "label": pl.String,
-        "subject": pl.String,
-        "fold": pl.Int32,
+        "path": pl.String,  # relative to the index file's folder
+        "source": pl.String,  # training, preliminary, final or own
+        "label": pl.String,  # null where it was never published
+        "subject": pl.String,  # null where nothing says it
+        "fold": pl.Int32,  # null outside the training part
         "width": pl.Int32,
         "height": pl.Int32,
-        "sha256": pl.String,
-        "duplicate": pl.Boolean,
-        "group": pl.String,
+        "bytes": pl.Int64,
+        "modified_ns": pl.Int64,
+        "sha256": pl.String,  # of the file
+        "pixels": pl.String,  # hash of the decoded picture
+        "duplicate_group": pl.Int32,  # the same number for the same pixels
+        "duplicate": pl.Boolean,  # not the first of its duplicate group
+        "group": pl.String,  # subjects that share a picture; null without a subject
     }
 )
+_READ: Final = ("width", "height", "bytes", "modified_ns", "sha256", "pixels")
+_PUBLISHED_CELLS: Final = {0: 3527, 1: 3581, 2: 3553}
 
 
 @dataclass(frozen=True)
@@ -40,52 +47,64 @@ class Index:
     """What was found.
 
     Attributes:
-        cells: One row for each readable cell, with the columns of `SCHEMA`; `path` is relative
-            to the index file's folder.
-        problems: File and reason of each cell that was left out.
+        cells: One row for each readable cell, with the columns of `SCHEMA`.
+        faults: What is not as it should be; see `Fault` for what was left out.
+        reused: Cells whose row was taken from an earlier index, unread.
     """
 
     cells: pl.DataFrame
-    problems: list[tuple[Path, str]]
+    faults: list[Fault]
+    reused: int = 0
 
 
 def build_index(data: Path, index_file: Path) -> Index:
-    """Read every training cell of a C-NMC download.
-
-    The layout is ``fold_<k>/{all,hem}/UID_<subject>_<image>_<cell>_<class>.<suffix>``, anywhere
-    under `data`.
+    """Read every cell of a C-NMC download, or of folders ``all`` and ``hem`` (`training.data.layouts`).
 
     Args:
-        data: The download's folder, or one above it.
-        index_file: Where the index will be; paths are made relative to its folder.
+        data: The folder, or one above it.
+        index_file: Where the index will be; paths are made relative to its folder. If one is there,
+            files of the same path, size and time are not read again.
 
     Raises:
         DataError: There is no such folder, or no cell in it can be read.
     """
     if not data.is_dir():
-        raise DataError(f"{data} is no folder; expected a C-NMC download")
-    files = sorted(
-        path
-        for path in data.rglob("fold_*/*/*")
-        if path.suffix.lower() in PICTURE_SUFFIXES and path.parent.name.lower() in {"all", "hem"}
-    )
-    if not files:
-        raise DataError(
-            f"{data} holds no fold_<k>/all or fold_<k>/hem folders with pictures; expected a C-NMC download"
-        )
+        raise DataError(f"{data} is no folder; expected a C-NMC download or folders all/ and hem/")
+    places, faults = find_places(data)
+    if not places and not faults:
+        raise DataError(f"{data} holds no pictures in folders all/ and hem/; expected a C-NMC download or such folders")
+    known = _known(index_file)
     rows: list[dict[str, Any]] = []
-    problems: list[tuple[Path, str]] = []
     # Reading, hashing and decoding release the interpreter's lock.
     with ThreadPoolExecutor() as pool:
-        results = pool.map(_read, files)
-        for path, result in zip(files, track(results, "Reading cells", total=len(files)), strict=True):
-            if isinstance(result, str):
-                problems.append((path, result))
+        results = pool.map(lambda place: _read(place, index_file.parent, known), places)
+        for place, result in zip(places, track(results, "Reading cells", total=len(places)), strict=True):
+            if isinstance(result, Fault):
+                faults.append(result)
             else:
-                rows.append(result | {"path": os.path.relpath(path, index_file.parent)})
+                kept = {"source": place.source, "label": place.label, "subject": place.subject, "fold": place.fold}
+                rows.append(result | kept)
     if not rows:
-        raise DataError(f"none of the {len(files)} pictures under {data} can be read; the first: {problems[0][1]}")
-    return Index(_with_groups(rows), problems)
+        first = f"; the first: {faults[0].path.name}: {faults[0].reason}" if faults else ""
+        raise DataError(f"none of the pictures under {data} can be used{first}")
+    cells = with_groups(rows)
+    faults += [
+        *_odd_sizes(cells, index_file.parent),
+        *_duplicates(cells, index_file.parent),
+        *_short_folds(cells, data),
+    ]
+    return Index(cells, faults, reused=sum(row["path"] in known and known[row["path"]] == _facts(row) for row in rows))
+
+
+def write_index(index: Index, file: Path) -> None:
+    """Write an index, and beside it ``<name>.faults.csv`` with all that is not as it should be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    index.cells.write_parquet(part)
+    part.replace(file)
+    rows = [{"kind": fault.kind, "path": str(fault.path), "reason": fault.reason} for fault in index.faults]
+    schema = {"kind": pl.String, "path": pl.String, "reason": pl.String}
+    pl.DataFrame(rows, schema=schema).write_csv(file.with_suffix(".faults.csv"))
 
 
 def load_index(path: Path) -> pl.DataFrame:
@@ -103,49 +122,100 @@ def load_index(path: Path) -> pl.DataFrame:
     return cells
 
 
-def _read(path: Path) -> dict[str, Any] | str:
-    """Return a cell's row, or why it is left out."""
-    name = CELL_NAME.fullmatch(path.stem)
-    if name is None:
-        return "the name is not UID_<subject>_<image>_<cell>_<class>"
-    label = name["label"].upper()
-    if label.lower() != path.parent.name.lower():
-        return f"the name says {label}, the folder says {path.parent.name}"
-    fold = re.fullmatch(r"fold_(\d+)", path.parent.parent.name)
-    if fold is None:
-        return f"the folder {path.parent.parent.name} is not fold_<number>"
-    try:
-        data = path.read_bytes()
-        image = decode(data)
-    except OSError as error:
-        return f"can't be read: {error.strerror}"
-    except ImageError as error:
-        return str(error)
-    return {
-        "label": label,
-        "subject": name["subject"].upper(),
-        "fold": int(fold[1]),
-        "width": image.width,
-        "height": image.height,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+def with_groups(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """Make the table: number the pictures, mark repeated ones, and join the subjects that share one.
 
-
-def _with_groups(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """Mark repeated pictures, and join the subjects that share one into a group."""
-    cells = pl.DataFrame(
-        rows, schema={name: kind for name, kind in SCHEMA.items() if name not in {"duplicate", "group"}}
+    Args:
+        rows: All other columns of `SCHEMA`.
+    """
+    made = {"duplicate_group", "duplicate", "group"}
+    cells = pl.DataFrame(rows, schema={name: kind for name, kind in SCHEMA.items() if name not in made})
+    cells = cells.with_columns(
+        duplicate_group=pl.col("pixels").rank("dense").cast(pl.Int32) - 1,
+        duplicate=~pl.col("pixels").is_first_distinct(),
     )
-    cells = cells.with_columns(duplicate=~pl.col("sha256").is_first_distinct())
+    named = cells.filter(pl.col("subject").is_not_null())
+    groups = _joined(named) if len(named) else {}
+    group = [groups.get(subject) for subject in cells["subject"]]
+    return cells.with_columns(group=pl.Series(group, dtype=pl.String)).select(list(SCHEMA))
+
+
+def _joined(cells: pl.DataFrame) -> dict[str, str]:
+    """Return each subject's group, named by its first subject."""
     subjects = cells["subject"].unique().sort()
     subject = cells["subject"].replace_strict(subjects, list(range(len(subjects)))).to_numpy()
-    picture = cells["sha256"].rank("dense").to_numpy().astype(np.int64) - 1 + len(subjects)
+    picture = cells["pixels"].rank("dense").to_numpy().astype(np.int64) - 1 + len(subjects)
     nodes = int(picture.max()) + 1
     graph = coo_array((np.ones(len(cells)), (subject, picture)), shape=(nodes, nodes))
     _, component = connected_components(graph, directed=False)
-    # A group is named by its first subject.
     first: dict[int, str] = {}
-    for index, name in enumerate(subjects):
-        first.setdefault(int(component[index]), name)
-    group = [first[int(component[index])] for index in subject]
-    return cells.with_columns(group=pl.Series(group, dtype=pl.String)).select(list(SCHEMA))
+    return {name: first.setdefault(int(component[index]), name) for index, name in enumerate(subjects)}
+
+
+def _known(index_file: Path) -> dict[str, tuple[Any, ...]]:
+    """Return what an earlier index knows of each file."""
+    if not index_file.is_file():
+        return {}
+    try:
+        earlier = load_index(index_file)
+    except DataError:
+        return {}
+    return {row[0]: row[1:] for row in earlier.select("path", *_READ).iter_rows()}
+
+
+def _facts(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _READ)
+
+
+def _read(place: Place, root: Path, known: dict[str, tuple[Any, ...]]) -> dict[str, Any] | Fault:
+    """Return a cell's row, or why it is left out."""
+    path = os.path.relpath(place.path, root)
+    try:
+        status = place.path.stat()
+        facts = dict(zip(_READ, known.get(path, ()), strict=False))
+        if (facts.get("bytes"), facts.get("modified_ns")) == (status.st_size, status.st_mtime_ns):
+            return facts | {"path": path}
+        data = place.path.read_bytes()
+        image = decode(data)
+    except OSError as error:
+        return Fault("unreadable", place.path, f"can't be read: {error.strerror}")
+    except ImageError as error:
+        return Fault("unreadable", place.path, str(error))
+    return {
+        "path": path,
+        "width": image.width,
+        "height": image.height,
+        "bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "pixels": hashlib.blake2b(image.tobytes(), digest_size=16, salt=b"%d" % image.width).hexdigest(),
+    }
+
+
+def _odd_sizes(cells: pl.DataFrame, root: Path) -> list[Fault]:
+    """Name the cells whose size is not that of most of their source."""
+    faults = []
+    for _, part in cells.group_by("source", maintain_order=True):
+        usual = Counter(part.select("width", "height").iter_rows()).most_common(1)[0][0]
+        odd = part.filter((pl.col("width") != usual[0]) | (pl.col("height") != usual[1]))
+        faults += [
+            Fault("odd size", root / path, f"{width} x {height} px; most are {usual[0]} x {usual[1]}")
+            for path, width, height in odd.select("path", "width", "height").iter_rows()
+        ]
+    return faults
+
+
+def _duplicates(cells: pl.DataFrame, root: Path) -> list[Fault]:
+    first = dict(cells.filter(~pl.col("duplicate")).select("duplicate_group", "path").iter_rows())
+    repeats = cells.filter("duplicate").select("path", "duplicate_group").iter_rows()
+    return [Fault("duplicated", root / path, f"the same picture as {first[number]}") for path, number in repeats]
+
+
+def _short_folds(cells: pl.DataFrame, data: Path) -> list[Fault]:
+    """Name official folds that have another number of cells than was published."""
+    counts = dict(cells.filter(source="training")["fold"].value_counts().iter_rows())
+    return [
+        Fault("missing", data / f"fold_{fold}", f"{counts[fold]} cells can be used, {published} were published")
+        for fold, published in _PUBLISHED_CELLS.items()
+        if fold in counts and counts[fold] != published
+    ]

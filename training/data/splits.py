@@ -1,25 +1,32 @@
-"""Subject-disjoint splits: pure functions of an index and a seed."""
+"""Splits of an index into training, validation and test: pure functions of the index and a seed."""
 
 import hashlib
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from training.config import SplitConfig
 from training.errors import DataError
+from training.tables import SplitConfig
 
 Rows = NDArray[np.int64]
+
+DISJOINT: Final = "subject-disjoint"
+LEAKING: Final = "LEAKING by image"
+# Of the two notebooks.
+_TRAIN_SHARE: Final = 0.7
 
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of an index, in three parts that share no subject group.
+    """Row numbers of an index, in three parts.
 
     Attributes:
-        name: Says how the parts were made; goes into manifest, report and card.
+        name: Says how the parts were made, and whether they share subjects; goes into manifest,
+            report and card.
         train: Rows to learn from.
         validation: Rows to choose the epoch, the temperature and the review band by.
         test: Rows of the published figures; nothing is chosen by them.
@@ -29,6 +36,11 @@ class Split:
     train: Rows
     validation: Rows
     test: Rows
+
+    @property
+    def leaks(self) -> bool:
+        """Whether cells of one subject may be on two sides."""
+        return not self.name.startswith(DISJOINT)
 
     def parts(self) -> dict[str, Rows]:
         """Return the three parts by name."""
@@ -43,12 +55,14 @@ class Split:
 def make_split(cells: pl.DataFrame, config: SplitConfig) -> Split:
     """Split an index as a configuration says.
 
-    A picture that stands more than once in the index is used once.
+    Cells without a label are in no part. A picture that stands more than once in the index is used
+    once, but for the split by image, which takes the data as the notebooks did.
 
     Raises:
-        DataError: Too few subject groups, or a part that lacks a class.
+        DataError: Too few subject groups, unknown subjects, or a part that lacks a class.
     """
-    split = by_fold(cells, config) if config.kind == "fold" else by_subject(cells, config)
+    makers = {"fold": by_fold, "subject": by_subject, "preliminary": by_preliminary, "image": by_image}
+    split = makers[config.kind](cells, config)
     for part, rows in split.parts().items():
         if cells[rows]["label"].n_unique() < 2:
             raise DataError(
@@ -66,33 +80,92 @@ def by_fold(cells: pl.DataFrame, config: SplitConfig) -> Split:
     Raises:
         DataError: The index has no such fold, or too few subject groups outside it.
     """
-    rows = _once(cells)
-    fold = cells["fold"].to_numpy()[rows]
-    group = cells["group"].to_numpy()[rows]
-    test = rows[fold == config.test_fold]
+    mine, chosen = _training(cells, config), cells["fold"].fill_null(-1).to_numpy() == config.test_fold
+    test, rows = _once(cells, mine & chosen), _once(cells, mine & ~chosen)
     if len(test) == 0:
-        raise DataError(f"the index has no fold {config.test_fold}; it has {sorted(set(cells['fold']))}")
-    others = rows[~np.isin(group, cells["group"].to_numpy()[test])]
-    train, validation = _cut(cells, others, config)[0]
-    name = f"fold-{config.test_fold}-as-test, validation 1/{config.parts} of the other subjects, seed {config.seed}"
-    return Split(f"subject-disjoint: {name}", train, validation, test)
+        folds = sorted(cells.filter(pl.Series(mine))["fold"].drop_nulls().unique())
+        raise DataError(f"the index has no fold {config.test_fold}; it has {folds}")
+    train, validation = _cut(cells, _without_groups_of(cells, rows, test), config)[0]
+    name = f"fold-{config.test_fold}-as-test, validation 1/{config.parts} of the other subjects"
+    return Split(f"{DISJOINT}: {name}{_suffix(config)}", train, validation, test)
+
+
+def by_preliminary(cells: pl.DataFrame, config: SplitConfig) -> Split:
+    """Test on the preliminary test set; train and validate on the training folds.
+
+    Raises:
+        DataError: The index has no preliminary test set, or too few subject groups outside it.
+    """
+    test = _once(cells, (cells["source"] == "preliminary").to_numpy())
+    if len(test) == 0:
+        raise DataError("the index has no cells of the preliminary test set")
+    rows = _once(cells, _training(cells, config))
+    train, validation = _cut(cells, _without_groups_of(cells, rows, test), config)[0]
+    name = f"preliminary test set as test, validation 1/{config.parts} of the training subjects"
+    return Split(f"{DISJOINT}: {name}{_suffix(config)}", train, validation, test)
 
 
 def by_subject(cells: pl.DataFrame, config: SplitConfig) -> Split:
-    """Draw the subjects of the validation and of the test part at random, stratified by class.
+    """Deal the subjects out to parts, stratified by class; one part tests, and the next one validates.
 
     Raises:
         DataError: Fewer subject groups than parts.
     """
-    cuts = _cut(cells, _once(cells), config)
-    test, validation = cuts[0][1], cuts[1][1]
-    train = np.setdiff1d(cuts[0][0], validation)
-    name = f"validation and test each 1/{config.parts} of the subjects, seed {config.seed}"
-    return Split(f"subject-disjoint: {name}", train, validation, test)
+    cuts = _cut(cells, _once(cells, _training(cells, config)), config)
+    rest, test = cuts[config.part]
+    validation = cuts[(config.part + 1) % config.parts][1]
+    name = f"test on part {config.part + 1} of {config.parts} of the subjects, validation on the next"
+    return Split(f"{DISJOINT}: {name}{_suffix(config)}", np.setdiff1d(rest, validation), validation, test)
 
 
-def _once(cells: pl.DataFrame) -> Rows:
-    return np.flatnonzero(~cells["duplicate"].to_numpy()).astype(np.int64)
+def by_image(cells: pl.DataFrame, config: SplitConfig) -> Split:
+    """Draw 70 % of the pictures to learn from, and halve the rest, stratified by class: as the notebooks did.
+
+    Cells of one subject, and even the same picture twice, come to stand on several sides.
+
+    Raises:
+        DataError: Too few cells.
+    """
+    rows = np.flatnonzero(_training(cells, config)).astype(np.int64)
+    label = cells["label"].to_numpy()
+    try:
+        train, rest = train_test_split(rows, train_size=_TRAIN_SHARE, random_state=config.seed, stratify=label[rows])
+        validation, test = train_test_split(rest, train_size=0.5, random_state=config.seed, stratify=label[rest])
+    except ValueError as error:
+        raise DataError(f"too few cells for a split by image: {error}") from error
+    return Split(f"{LEAKING}: 70/15/15{_suffix(config)}", *(np.sort(part) for part in (train, validation, test)))
+
+
+def _suffix(config: SplitConfig) -> str:
+    folds = "" if config.folds is None else f", folds {'+'.join(map(str, config.folds))}"
+    return f"{folds}, seed {config.seed}"
+
+
+def _training(cells: pl.DataFrame, config: SplitConfig) -> NDArray[np.bool_]:
+    """Mark the labelled cells that may be learnt from."""
+    mine = pl.col("label").is_not_null() & pl.col("source").is_in(["training", "own"])
+    if config.folds is not None:
+        mine &= pl.col("fold").is_in(config.folds)
+    return cells.select(mine.fill_null(value=False)).to_series().to_numpy()
+
+
+def _once(cells: pl.DataFrame, mine: NDArray[np.bool_]) -> Rows:
+    """Return the marked rows, each picture once; all must have a subject."""
+    rows = np.flatnonzero(mine).astype(np.int64)
+    first = cells[rows]["pixels"].is_first_distinct().to_numpy()
+    unknown = cells[rows]["subject"].null_count()
+    if unknown:
+        raise DataError(
+            f"{unknown} cells have no subject, so that no split can keep subjects apart; name files "
+            "UID_<subject>_<image>_<cell>_<class>, or put each subject's cells in a folder of its own in all/ or hem/"
+        )
+    return np.asarray(rows[first])
+
+
+def _without_groups_of(cells: pl.DataFrame, rows: Rows, others: Rows) -> Rows:
+    """Return the rows whose subject group has no cell among the others."""
+    group = cells["group"].to_numpy()
+    return rows[~np.isin(group[rows].astype(str), group[others].astype(str))]
 
 
 def _cut(cells: pl.DataFrame, rows: Rows, config: SplitConfig) -> list[tuple[Rows, Rows]]:
@@ -107,6 +180,6 @@ def _cut(cells: pl.DataFrame, rows: Rows, config: SplitConfig) -> list[tuple[Row
     names = groups["group"].to_numpy()
     cuts = []
     for _, chosen in folds.split(names, groups["label"].to_numpy()):
-        mine = np.isin(group, names[chosen])
+        mine = np.isin(group.astype(str), names[chosen].astype(str))
         cuts.append((rows[~mine], rows[mine]))
     return cuts

@@ -39,16 +39,21 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, shape ``(batch, 2)``, for scaled pictures ``(batch, 3, height, width)``."""
-        logits: Tensor = self.head(self.backbone(images))
+        logits: Tensor = self.head(self.feature_map(images))
         return logits
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Return the backbone's last feature map, shape ``(batch, channels, h, w)``."""
+        features: Tensor = self.backbone.forward_features(images)
+        return features
 
     def forward_with_penalty(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits and the scalar penalty to add to the loss."""
-        return self.head.forward_with_penalty(self.backbone(images))
+        return self.head.forward_with_penalty(self.feature_map(images))
 
     def explain(self, images: Tensor) -> Explained[Tensor]:
         """Return logits, features and evidence; in evaluation mode only."""
-        return Explained(*self.head.explain(self.backbone(images)))
+        return Explained(*self.head.explain(self.feature_map(images)))
 
 
 def parameter_count(network: nn.Module) -> int:

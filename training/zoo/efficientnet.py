@@ -1,4 +1,4 @@
-"""EfficientNets of the zoo."""
+"""What is particular to EfficientNets: an activation that can change over, and their stages."""
 
 from typing import Any
 
@@ -6,24 +6,19 @@ import timm
 from torch import Tensor
 
 from training.zoo.activations import Relu6ToSilu
-from training.zoo.classifier import Classifier
-from training.zoo.heads import DensePenaltyHead
 
 
-def efficientnet_b3(*, drop_path: float = 0.0, dropout: float = 0.45) -> Classifier:
-    """EfficientNet-B3 (Tan & Le 2019, arXiv:1905.11946) with 'same' padding and the penalised head.
-
-    With the notebook's bookkeeping (Keras counts batch-norm statistics and the 7 numbers of its
-    normalisation layer) it has 11,183,665 parameters.
+def efficientnet_backbone(name: str, drop_path: float) -> Any:
+    """Build a timm EfficientNet (Tan & Le 2019, arXiv:1905.11946) without its own head.
 
     Args:
+        name: timm's; ``tf_...`` has 'same' padding and the batch-norm epsilon of Keras.
         drop_path: Rate of stochastic depth in the last block; it falls linearly to 0 at the first.
-        dropout: In the head.
 
     Returns:
-        The network with random weights and SiLU activations that can start as ReLU6.
+        The backbone with random weights and SiLU activations that can start as ReLU6.
     """
-    return _classifier("tf_efficientnet_b3", drop_path=drop_path, dropout=dropout)
+    return timm.create_model(name, num_classes=0, global_pool="", act_layer=Relu6ToSilu, drop_path_rate=drop_path)
 
 
 def stage_features(backbone: Any, images: Tensor) -> list[Tensor]:
@@ -33,10 +28,3 @@ def stage_features(backbone: Any, images: Tensor) -> list[Tensor]:
         features.append(stage(features[-1]))
     features.append(backbone.bn2(backbone.conv_head(features[-1])))
     return features[1:]
-
-
-def _classifier(timm_name: str, *, drop_path: float, dropout: float) -> Classifier:
-    backbone: Any = timm.create_model(
-        timm_name, num_classes=0, global_pool="", act_layer=Relu6ToSilu, drop_path_rate=drop_path
-    )
-    return Classifier(backbone, DensePenaltyHead(int(backbone.num_features), dropout=dropout))

@@ -10,45 +10,67 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from training.data.labels import ALL, LABELS
+from training.data.labels import ALL
 
 HEM: Final = 1 - ALL
+
+
+class OwnGradient(nn.Module):
+    """A layer that, in evaluation mode, is affine, and carries gradients back by itself."""
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """Carry a gradient from the output to the input, shape ``(batch, outputs)`` to ``(batch, inputs)``."""
+        raise NotImplementedError
 
 
 class Head(nn.Module):
     """Pools a feature map, and classifies the pooled vector by layers of which the last gives the logits.
 
-    Subclasses have the attribute `logits` and say what their other layers are.
+    Subclasses say how they pool and what their layers are.
+
+    Attributes:
+        logits: The last layer.
+        idle: Names of weights that no gradient can ever reach.
+        learns_after_pooling: Whether everything that can be trained stands behind the pooling.
     """
 
     logits: nn.Linear
+    idle: frozenset[str] = frozenset()
+    learns_after_pooling: bool = True
 
     def layers(self) -> tuple[nn.Module, ...]:
         """Return what stands between pooling and logits, in order; of the kinds that `pull_back` knows."""
         raise NotImplementedError
 
+    def refine(self, features: Tensor) -> Tensor:
+        """Change the feature map before it is pooled and explained; here not at all."""
+        return features
+
     def pool(self, features: Tensor) -> Tensor:
-        """Make one vector of a feature map, shape ``(batch, channels, h, w)``."""
+        """Make one vector of a refined feature map, shape ``(batch, channels, h, w)``."""
         raise NotImplementedError
 
     def channel_weights(self, gradient: Tensor, features: Tensor) -> Tensor:
-        """Return the spatial mean of the gradient over the feature map, shape ``(batch, channels, 1, 1)``.
+        """Return the spatial mean of the gradient over the feature map, shape ``(batch, channels)``.
 
         However a maximum or a mean deals the pooled vector's gradient out over the map, its sum stays.
 
         Args:
-            gradient: Of the pooled vector, shape ``(batch, channels)``.
-            features: The feature map.
+            gradient: Of the pooled vector.
+            features: The refined feature map.
         """
-        return gradient[:, :, None, None] / (features.shape[2] * features.shape[3])
+        return gradient / (features.shape[2] * features.shape[3])
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits, shape ``(batch, 2)``, for a feature map ``(batch, channels, h, w)``."""
-        return self.forward_with_penalty(features)[0]
+        return self.classify(self.pool(self.refine(features)))[0]
 
     def forward_with_penalty(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits and a scalar to add to the loss, here 0."""
-        vector = self.pool(features)
+        """Return the logits and a scalar to add to the loss."""
+        return self.classify(self.pool(self.refine(features)))
+
+    def classify(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of pooled vectors, and the scalar to add to the loss, here 0."""
         for layer in self.layers():
             vector = layer(vector)
         logits: Tensor = self.logits(vector)
@@ -64,6 +86,7 @@ class Head(nn.Module):
             Shapes ``(batch, 2)``, ``(batch, width)`` and ``(batch, h, w)``. Evidence is positive where
             the picture speaks for ALL and negative where it speaks for HEM.
         """
+        features = self.refine(features)
         taken = [self.pool(features)]
         for layer in self.layers():
             taken.append(layer(taken[-1]))
@@ -73,54 +96,9 @@ class Head(nn.Module):
             gradient = pull_back(layer, value, gradient)
         # A product of matrices for each picture: ONNX Runtime adds up a plain sum otherwise for a lone
         # picture than for a batch.
-        weights = self.channel_weights(gradient, features).flatten(2).transpose(1, 2)
+        weights = self.channel_weights(gradient, features)[:, None]
         evidence = torch.bmm(weights, features.flatten(2)).reshape(-1, *features.shape[2:])
         return self.logits(taken[-1]), taken[-1], evidence
-
-
-class DensePenaltyHead(Head):
-    """Global max pooling, batch norm, a penalised dense layer, dropout, logits.
-
-    The penalties follow Keras: ``.016 * sum(W^2) + .006 * sum(|b|) + .006 * sum(|a|) / batch``,
-    with ``a`` the layer's output after ReLU.
-
-    Args:
-        channels: Of the feature map.
-        hidden: Width of the dense layer.
-        dropout: Share of its outputs that is dropped in training.
-    """
-
-    kernel_l2: Final = 0.016
-    bias_l1: Final = 0.006
-    activity_l1: Final = 0.006
-
-    def __init__(self, channels: int, hidden: int = 256, dropout: float = 0.45) -> None:
-        super().__init__()
-        # Keras' momentum .99 is .01 in PyTorch's terms.
-        self.norm = nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
-        self.dense = keras_linear(channels, hidden)
-        self.relu = nn.ReLU()
-        self.dropout = nn.Dropout(dropout)
-        self.logits = keras_linear(hidden, len(LABELS))
-
-    def layers(self) -> tuple[nn.Module, ...]:
-        """Return batch norm, dense layer, ReLU and dropout."""
-        return self.norm, self.dense, self.relu, self.dropout
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Take each channel's largest value."""
-        return features.amax(dim=(2, 3))
-
-    def forward_with_penalty(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits and the scalar penalty of this batch."""
-        hidden = self.relu(self.dense(self.norm(self.pool(features))))
-        penalty = (
-            self.kernel_l2 * self.dense.weight.square().sum()
-            + self.bias_l1 * self.dense.bias.abs().sum()
-            + self.activity_l1 * hidden.float().abs().sum() / len(hidden)
-        )
-        logits: Tensor = self.logits(self.dropout(hidden))
-        return logits, penalty
 
 
 def keras_linear(inputs: int, outputs: int) -> nn.Linear:
@@ -131,11 +109,16 @@ def keras_linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+def keras_norm(channels: int) -> nn.BatchNorm1d:
+    """Make a batch norm with Keras's defaults; its momentum .99 is .01 in PyTorch's terms."""
+    return nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
+
+
 def pull_back(layer: nn.Module, taken: Tensor, gradient: Tensor) -> Tensor:
     """Carry a gradient from a layer's output to its input, in evaluation mode, by forward operations.
 
     Args:
-        layer: Linear, batch norm, ReLU, leaky ReLU or dropout.
+        layer: Linear, batch norm, ReLU, leaky ReLU, dropout, or one with `OwnGradient`.
         taken: The layer's input, shape ``(batch, inputs)``.
         gradient: With respect to its output, shape ``(batch, outputs)``.
 
@@ -146,6 +129,8 @@ def pull_back(layer: nn.Module, taken: Tensor, gradient: Tensor) -> Tensor:
         TypeError: Another kind of layer.
     """
     match layer:
+        case OwnGradient():
+            return layer.pull_back(gradient)
         case nn.Linear():
             return gradient @ layer.weight
         case nn.BatchNorm1d(running_var=Tensor() as variance):

@@ -1,12 +1,48 @@
-"""Registry of network families: a name and its options in, an untrained classifier out."""
+"""Registry of networks: a name and its options in, an untrained classifier out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
 
+import timm
+import torch
+from torch import nn
+
+from training.zoo.attention import OneTokenHead, SpatialHead
 from training.zoo.classifier import Classifier
-from training.zoo.efficientnet import efficientnet_b3
+from training.zoo.dense import DenseHead, DensePenaltyHead, FlatHead
+from training.zoo.efficientnet import efficientnet_backbone
+from training.zoo.heads import Head
 
-_FAMILIES: dict[str, Callable[..., Classifier]] = {
-    "efficientnet-b3": efficientnet_b3,
+
+@dataclass(frozen=True)
+class Family:
+    """A network of the registry.
+
+    Attributes:
+        backbone: timm's name of its backbone.
+        head: Made for the backbone's feature map.
+        silu: Whether it is an EfficientNet with SiLU, which can start from a ReLU6 relative.
+        least_px: Smallest side of a picture.
+    """
+
+    backbone: str
+    head: Callable[..., Head]
+    silu: bool = False
+    least_px: int = 32
+
+
+# The attention notebook does not say how VGG-19 and DenseNet-121 were pooled: by the mean, as its others.
+_FAMILIES: Final = {
+    "efficientnet-b3": Family("tf_efficientnet_b3", DensePenaltyHead, silu=True),
+    "efficientnet-b0": Family("tf_efficientnet_b0", DenseHead, silu=True),
+    "efficientnet-b0-one-token": Family("tf_efficientnet_b0", OneTokenHead, silu=True),
+    "efficientnet-b0-attention": Family("tf_efficientnet_b0", SpatialHead, silu=True),
+    "efficientnet-lite0": Family("tf_efficientnet_lite0", DenseHead),
+    "resnet50": Family("resnet50", FlatHead),
+    "inception-v3": Family("inception_v3", DenseHead, least_px=75),
+    "densenet121": Family("densenet121", DenseHead),
+    "vgg19": Family("vgg19", DenseHead),
 }
 
 
@@ -15,19 +51,61 @@ def names() -> tuple[str, ...]:
     return tuple(_FAMILIES)
 
 
-def create(name: str, **options: object) -> Classifier:
+def least_px(name: str) -> int:
+    """Return the smallest side of a picture that a network takes."""
+    return _FAMILIES[name].least_px
+
+
+def create(
+    name: str, size_px: int, *, backbone: str | None = None, drop_path: float = 0.0, dropout: float | None = None
+) -> Classifier:
     """Build a network with random weights.
 
     Args:
         name: One of `names()`.
-        **options: Passed to the family.
+        size_px: Side of its pictures.
+        backbone: timm's name of another backbone of the same kind, such as ``efficientnet_b3``, whose
+            padding differs from that of the family's ``tf_efficientnet_b3``.
+        drop_path: Rate of stochastic depth, where the backbone knows it.
+        dropout: In the head; None takes the head's own.
 
     Returns:
         The network; set its weights with `training.zoo.start`.
 
     Raises:
-        ValueError: An unknown name.
+        ValueError: An unknown name, or an option that the backbone does not have.
     """
     if name not in _FAMILIES:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(names())}")
-    return _FAMILIES[name](**options)
+    family = _FAMILIES[name]
+    if size_px < family.least_px:
+        raise ValueError(f"{name} takes pictures of at least {family.least_px} px, not {size_px}")
+    body = _backbone(backbone or family.backbone, family.silu, drop_path)
+    shape = {"channels": int(body.num_features)}
+    if family.head in {FlatHead, SpatialHead}:
+        shape["side"] = _map_side(body, size_px)
+    return Classifier(body, family.head(**shape, **({} if dropout is None else {"dropout": dropout})))
+
+
+def _backbone(name: str, silu: bool, drop_path: float) -> Any:
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no network {name!r}")
+    if silu:
+        return efficientnet_backbone(name, drop_path)
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        body: Any = timm.create_model(name, num_classes=0, global_pool="", **options)
+    except TypeError as error:
+        raise ValueError(f"{name} has no stochastic depth: drop_path must be 0") from error
+    if hasattr(body, "pre_logits"):
+        # VGG's own dense layers come before its classifier: 120 million weights that are not asked for.
+        body.pre_logits = nn.Identity()
+    return body
+
+
+def _map_side(backbone: Any, size_px: int) -> int:
+    """Side of the feature map, in places."""
+    with torch.inference_mode():
+        side = int(backbone.eval().forward_features(torch.zeros(1, 3, size_px, size_px)).shape[2])
+    backbone.train()
+    return side

@@ -1,16 +1,19 @@
 """Put start weights into a network: random, timm's, a file's, or grown from a smaller relative."""
 
 from pathlib import Path
+from typing import Final
 
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from training.config import StartConfig
 from training.errors import ConfigError
+from training.tables import StartConfig
 from training.zoo.classifier import Classifier
 from training.zoo.grow import grow_efficientnet
+
+_HEADS: Final = ("classifier.", "fc.", "head.", "pre_logits.")
 
 
 def apply_start(network: Classifier, start: StartConfig, seed: int) -> None:
@@ -29,7 +32,7 @@ def apply_start(network: Classifier, start: StartConfig, seed: int) -> None:
     if start.kind == "pretrained":
         name = network.backbone.default_cfg["architecture"]
         fetched = timm.create_model(name, pretrained=True, num_classes=0, global_pool="")
-        network.backbone.load_state_dict(fetched.state_dict())
+        network.backbone.load_state_dict(_without_head(fetched.state_dict()))
     elif start.kind == "file" and start.file is not None:
         _load(network, start.file)
     elif start.kind == "grown" and start.relative is not None:
@@ -57,15 +60,19 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 def _relative(name: str, file: Path | None) -> nn.Module:
     network: nn.Module = timm.create_model(name, pretrained=file is None, num_classes=0, global_pool="")
     if file is not None:
-        weights = {key: value for key, value in read_weights(file).items() if not key.startswith("classifier.")}
-        _load_state(network, weights, file)
+        _load_state(network, _without_head(read_weights(file)), file)
     return network
 
 
 def _load(network: Classifier, file: Path) -> None:
     weights = read_weights(file)
     whole = any(name.startswith("backbone.") for name in weights)
-    _load_state(network if whole else network.backbone, weights, file)
+    _load_state(network if whole else network.backbone, weights if whole else _without_head(weights), file)
+
+
+def _without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what timm calls a classifier, in any of its networks."""
+    return {key: value for key, value in weights.items() if not key.startswith(_HEADS)}
 
 
 def _load_state(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:

@@ -1,0 +1,140 @@
+"""Runs side by side: one table from their reports, beside what the two notebooks published."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from training.errors import RunError
+from training.run import REPORT_FILE
+
+_HEAD: Final = ("run", "network", "start weights", "split", "test cells", "accuracy", "weighted F1", "AUROC",
+                "sensitivity", "specificity", "ECE", "epochs")  # fmt: skip
+_FIGURES: Final = ("accuracy", "weighted_f1", "auroc", "sensitivity", "specificity", "ece")
+
+# What the two public notebooks state of themselves, all by a random split by image. The first is
+# accuracy on 1,600 test cells, the others are accuracy on validation cells.
+PUBLISHED: Final = (
+    ("EfficientNetB3 notebook (test)", "EfficientNetB3", 0.955),
+    ("attention notebook, proposed (validation)", "EfficientNet-B0 + attention", 0.9406),
+    ("attention notebook, baseline (validation)", "ResNet-50, frozen", 0.8749),
+    ("attention notebook, baseline (validation)", "EfficientNet-B0, frozen", 0.8649),
+    ("attention notebook, baseline (validation)", "DenseNet-121, frozen", 0.8518),
+    ("attention notebook, baseline (validation)", "VGG-19, frozen", 0.8443),
+    ("attention notebook, baseline (validation)", "InceptionV3, frozen", 0.8186),
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run and its report.
+
+    Attributes:
+        name: The run's folder.
+        report: As `training.evaluate` wrote it.
+    """
+
+    name: str
+    report: dict[str, Any]
+
+    @property
+    def leaks(self) -> bool:
+        """Whether subjects stand on several sides of its split."""
+        return bool(self.report["split"]["leaks"])
+
+
+def read_reports(runs: list[Path]) -> list[Judged]:
+    """Read the reports of runs, the best subject-disjoint one first, leaking ones last.
+
+    Args:
+        runs: Folders of evaluated runs, or their report files.
+
+    Raises:
+        RunError: A run has no report, or one of an earlier version.
+    """
+    judged = []
+    for run in runs:
+        file = run / REPORT_FILE if run.is_dir() else run
+        try:
+            report = json.loads(file.read_text(encoding="utf-8"))
+            row(Judged(file.parent.name, report))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{run} has no report; judge it with 'leukoscope-train evaluate {run}'") from error
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{file} lacks {error}; judge the run anew with 'leukoscope-train evaluate'") from error
+        views = f" ({report['views']} views)" if report["views"] > 1 else ""
+        judged.append(Judged(file.parent.name + views, report))
+    return sorted(judged, key=lambda one: (one.leaks, -one.report["test"]["weighted_f1"]))
+
+
+def row(judged: Judged) -> tuple[str, ...]:
+    """Return a run's line of the table."""
+    report, test = judged.report, judged.report["test"]
+
+    def figure(name: str) -> str:
+        low, high = test["interval_95"][name]
+        return f"{test[name]:.4f} ({low:.3f} to {high:.3f})"
+
+    network = report["network"] + (", frozen" if report["frozen"] else "")
+    return (
+        judged.name,
+        network,
+        report["start"]["licence"],
+        report["split"]["name"],
+        f"{test['cells']}",
+        *(figure(name) for name in _FIGURES),
+        str(report["epochs"] or ""),
+    )
+
+
+def head() -> tuple[str, ...]:
+    """Return the names of the table's columns."""
+    return _HEAD
+
+
+def results_page(runs: list[Judged]) -> str:
+    """Write all results as Markdown.
+
+    Args:
+        runs: Of `read_reports`.
+
+    Returns:
+        A page with the runs that judge subjects not seen, those that leak, each subject-disjoint
+        run's hardest subjects, and what was published.
+    """
+    honest, leaking = [one for one in runs if not one.leaks], [one for one in runs if one.leaks]
+    published = [(*names, f"{value:.4f}") for *names, value in PUBLISHED]
+    sections = [
+        "# Results",
+        "Made by `leukoscope-train results`; not to be edited. In brackets: 95 % intervals by bootstrap over subjects. "
+        "Weighted F1 over single cells is the metric of the C-NMC challenge.",
+        "## Subjects that were not seen in training",
+        _markdown(_HEAD, [row(one) for one in honest]) if honest else "No runs yet.",
+        "## Random splits by image, as the notebooks did",
+        "Cells of one subject stand on both sides: these figures show how well a network knows its subjects. They are "
+        "here to stand beside the published ones, and beside the same network above.",
+        _markdown(_HEAD, [row(one) for one in leaking]) if leaking else "No runs yet.",
+        "## What the two notebooks published",
+        "Accuracy, by random splits by image of all three folds.",
+        _markdown(("where", "network", "accuracy"), published),
+        "## Hardest subjects",
+        _markdown(("run", "subject", "label", "cells", "right"), [line for one in honest for line in _hardest(one)]),
+        "## Splits",
+        _markdown(("run", "split", "sha256"), [(one.name, *_split(one)) for one in runs]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _hardest(judged: Judged, count: int = 3) -> list[tuple[str, ...]]:
+    subjects = sorted(judged.report["test"]["subjects"], key=lambda subject: subject["accuracy"])[:count]
+    return [(judged.name, s["subject"], s["label"], str(s["cells"]), f"{s['accuracy']:.3f}") for s in subjects]
+
+
+def _split(judged: Judged) -> tuple[str, str]:
+    split = judged.report["split"]
+    return split["name"], f"`{split['sha256'][:16]}`"
+
+
+def _markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
