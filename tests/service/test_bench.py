@@ -4,13 +4,16 @@ import json
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from tests.bench import precisions
 from tests.bench.__main__ import main
 from tests.bench.client import Load
 from tests.bench.report import markdown, ratio
 from tests.bench.rounds import StartError
 from tests.models import write_models
+from training.data.drawn import write_dataset
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc")
 
@@ -51,3 +54,22 @@ def test_ratios_are_taken_within_a_round() -> None:
 def test_quantiles_of_a_load() -> None:
     load = Load(answers=4, seconds=2, latencies_s=[0.1, 0.2, 0.3, 0.4])
     assert (load.per_second, load.quantile_s(0.5), load.quantile_s(0.99)) == (2, 0.3, 0.4)
+
+
+def test_engines_are_held_against_each_other_on_labelled_cells(
+    models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path, folds=2, subjects=2, cells=3)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.bmp"))
+    table = {
+        "path": [str(file) for file in files],
+        "label": [file.stem[-3:].upper() for file in files],
+        "fold": [int(file.parent.parent.name[-1]) for file in files],
+        "duplicate": [False for _ in files],
+    }
+    pl.DataFrame(table).write_parquet(tmp_path / "cells.parquet")
+    assert precisions.main(["--models", str(models_dir), "--cells", str(tmp_path / "cells.parquet")]) == 0
+    rows = {row.split("|")[1].strip(): row for row in capsys.readouterr().out.splitlines()[2:]}
+    assert "12 of 12 | 0.0000 | 0.0000 | 0.0000" in rows["onnxruntime fp32"]
+    if "openvino fp32" in rows:
+        assert "12 of 12 | 0.0000 | 0.0000 | 0.0000" in rows["openvino fp32"]
