@@ -58,7 +58,7 @@ soak: $(VENV)/.dev  ## run mixed traffic with changes of the model for MINUTES, 
 
 # BENCH: options of python -m tests.bench, such as BENCH='--rounds 3 --only leukoscope fastapi'.
 BENCH ?= --linear 10000
-bench: $(VENV)/.dev .venv-bench/driver/.stamp  ## compare with other servers, on a quiet machine: runs/bench/bench.md, about 45 minutes
+bench: $(VENV)/.dev .venv-bench/driver/.stamp  ## compare with other servers, on a quiet machine: runs/bench/bench.md, about an hour
 	@.venv-bench/driver/bin/python -m tests.bench $(BENCH)
 
 .venv-bench/driver/.stamp: tests/bench/requirements/driver.txt | $(VENV)/.created

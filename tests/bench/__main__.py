@@ -1,6 +1,7 @@
 """`python -m tests.bench`: run the benchmark and write `bench.md`, `bench.json` and `bench.png`."""
 
 import argparse
+import dataclasses
 import io
 import json
 import platform
@@ -66,6 +67,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
     parser.add_argument("--environments", type=Path, default=ROOT / ".venv-bench", help="where the peers are installed")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda with --only leukoscope")
     parser.add_argument("--here", action="store_true", help="run all in this environment; for tests")
     return parser.parse_args(arguments)
 
@@ -80,6 +82,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         seconds=options.seconds,
         pictures=_pictures(options.cells),
         folder=options.out,
+        device=options.device,
     )
 
 
@@ -100,21 +103,14 @@ def _encoded(image: Image.Image, name: str) -> bytes:
 
 
 def _bare_python(plan: Plan) -> str:
-    return contenders()["fastapi"].python(plan.environments)
+    # The peers have ONNX Runtime's CPU build; this project's own environment has that for GPUs.
+    return contenders()["fastapi" if plan.device == "cpu" else "leukoscope"].python(plan.environments)
 
 
 def _extras(options: argparse.Namespace, plan: Plan, chosen: Sequence[Contender]) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if not options.no_extras:
-        alone = Plan(
-            models_dir=plan.models_dir,
-            model=plan.model,
-            environments=plan.environments,
-            connections=[1],
-            seconds=plan.seconds,
-            pictures=plan.pictures,
-            folder=plan.folder,
-        )
+        alone = dataclasses.replace(plan, connections=[1])
         _say("formats, and many pictures in one request")
         extras["formats"] = {one.name: _kinds(measure(one, alone, formats=True)) for one in chosen}
     ours = next((one for one in chosen if one.many), None)

@@ -95,11 +95,13 @@ def contenders() -> dict[str, Contender]:
     return {contender.name: contender for contender in every}
 
 
-def variables(contender: Contender, *, port: int, models_dir: Path, model: Path, threads: int) -> dict[str, str]:
+def variables(
+    contender: Contender, *, port: int, models_dir: Path, model: Path, threads: int, device: str = "cpu"
+) -> dict[str, str]:
     """Return a contender's whole environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LEUKOSCOPE_")}
-    ours = {"LEUKOSCOPE_PORT": str(port), "LEUKOSCOPE_MODELS_DIR": str(models_dir), "LEUKOSCOPE_DEVICE": "cpu"}
-    bench = {"BENCH_PORT": str(port), "BENCH_MODEL": str(model), "BENCH_THREADS": str(threads)}
+    ours = {"LEUKOSCOPE_PORT": str(port), "LEUKOSCOPE_MODELS_DIR": str(models_dir), "LEUKOSCOPE_DEVICE": device}
+    bench = {"BENCH_PORT": str(port), "BENCH_MODEL": str(model), "BENCH_THREADS": str(threads), "BENCH_DEVICE": device}
     told = {"PYTHONPATH": str(ROOT), "BENTOML_DO_NOT_TRACK": "True", "MOSEC_LOG_LEVEL": "warning"}
     return kept | (contender.variables | ours if contender.name.startswith("leukoscope") else bench) | told
 

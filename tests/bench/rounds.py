@@ -36,6 +36,7 @@ class Plan:
         seconds: Of each measurement.
         pictures: Encoded pictures by format; PNG is among them and is what contenders are compared with.
         folder: For the contenders' output.
+        device: ``cpu`` or ``cuda``; the peers are set up for the CPU only.
     """
 
     models_dir: Path
@@ -45,6 +46,19 @@ class Plan:
     seconds: float
     pictures: dict[str, list[bytes]]
     folder: Path
+    device: str = "cpu"
+
+    def variables(self, contender: Contender, port: int) -> dict[str, str]:
+        """Return a contender's environment; it has a thread for each of the server's CPUs."""
+        threads = len(split_cpus()[0])
+        return variables(
+            contender,
+            port=port,
+            models_dir=self.models_dir,
+            model=self.model,
+            threads=threads,
+            device=self.device,
+        )
 
 
 @contextmanager
@@ -56,9 +70,7 @@ def started(contender: Contender, plan: Plan, port: int) -> Iterator[tuple[Proce
     """
     server_cpus, _ = split_cpus()
     command = [contender.python(plan.environments), *(part.format(port=port) for part in contender.command)]
-    environment = variables(
-        contender, port=port, models_dir=plan.models_dir, model=plan.model, threads=len(server_cpus)
-    )
+    environment = plan.variables(contender, port)
     log = plan.folder / f"{contender.name}.log"
     began_s = time.perf_counter()
     with Processes(command, cwd=ROOT, environment=environment, cpus=server_cpus, log=log) as processes:
@@ -129,7 +141,7 @@ def folder_run(contender: Contender, plan: Plan, images: int) -> dict[str, float
     command = [contender.python(plan.environments), "-m", "app.cli", "predict", str(cells), "--fresh"]
     out = plan.folder / f"answers-{images}.csv"
     cpus, _ = split_cpus()
-    environment = variables(contender, port=1, models_dir=plan.models_dir, model=plan.model, threads=len(cpus))
+    environment = plan.variables(contender, port=1)
     peak, began_s = 0, time.perf_counter()
     with Processes(
         [*command, "--out", str(out)], cwd=ROOT, environment=environment, cpus=cpus, log=plan.folder / "folder.log"
@@ -159,7 +171,7 @@ def ceiling(python: str, plan: Plan) -> dict[str, float]:
     out.write_bytes(b"")
     command = [python, "-m", "tests.bench.servers.bare", str(picture), str(plan.seconds / 4)]
     bare = Contender("bare", "", ())
-    environment = variables(bare, port=1, models_dir=plan.models_dir, model=plan.model, threads=len(cpus))
+    environment = plan.variables(bare, port=1)
     with Processes(command, cwd=ROOT, environment=environment, cpus=cpus, log=out) as processes:
         while not processes.ended:
             time.sleep(_PAUSE_S)

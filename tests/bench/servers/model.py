@@ -12,7 +12,7 @@ from app.core.spec import INPUT_NAME, LOGITS_NAME, MODEL_FILE, Manifest
 
 
 class Model:
-    """The model that `BENCH_MODEL` names, in ONNX Runtime on the CPU, with `BENCH_THREADS` threads."""
+    """The model that `BENCH_MODEL` names, in ONNX Runtime on `BENCH_DEVICE`, with `BENCH_THREADS` threads."""
 
     def __init__(self, threads: int | None = None) -> None:
         """Load the model.
@@ -24,7 +24,13 @@ class Model:
         self.manifest = Manifest.load(folder)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or int(os.environ["BENCH_THREADS"])
-        self.session = ort.InferenceSession(folder / MODEL_FILE, options, providers=["CPUExecutionProvider"])
+        provider = "CPUExecutionProvider"
+        if os.environ["BENCH_DEVICE"] == "cuda":
+            provider = "CUDAExecutionProvider"
+            ort.preload_dlls()
+        self.session = ort.InferenceSession(folder / MODEL_FILE, options, providers=[provider])
+        if self.session.get_providers()[0] != provider:
+            raise RuntimeError(f"{provider} can't be had")
 
     def answer(self, data: bytes) -> dict[str, Any]:
         """Answer one encoded picture."""
