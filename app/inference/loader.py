@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from app.core.errors import (
     ProviderError,
 )
 from app.core.spec import MODEL_FILE, Manifest
+from app.inference.gently import optimised
 from app.inference.providers import CPU_PROVIDER, GPU_PROVIDERS, TENSORRT_PROVIDER, Placement
 from app.inference.registry import Installed, ModelRef, Registry
 from app.inference.session import OnnxSession, Session, batch_buckets
@@ -80,13 +82,14 @@ class Loader:
         self._open_session = open_session
         self._best_batches: dict[tuple[str, int, str], int] = {}
 
-    def load(self, ref: ModelRef, run_on: RunOn) -> LoadedModel:
+    def load(self, ref: ModelRef, run_on: RunOn, *, gently: bool = False) -> LoadedModel:
         """Load a model until it is ready to answer. Takes seconds; call it in a thread.
 
         Args:
             ref: Which one.
             run_on: Takes what needs the device to the device's own thread, so that warming up a new
                 model waits its turn among the batches of the old one.
+            gently: Whether another model serves meanwhile on these CPUs, and must not be slowed down.
 
         Raises:
             ModelError: It is not installed, a file is missing or changed, the graph does not fit the
@@ -95,7 +98,7 @@ class Loader:
         installed = self._registry.verified(ref)
         assert installed.manifest is not None  # noqa: S101 - `verified` has read it
         sessions = [
-            self._open(installed.manifest, ref, placement, partial(run_on, worker))
+            self._open(installed.manifest, ref, placement, partial(run_on, worker), gently=gently)
             for worker, placement in enumerate(self._placements)
         ]
         if len({session.provider for session in sessions}) > 1:
@@ -111,7 +114,15 @@ class Loader:
             for placement, session in zip(self._placements, model.sessions, strict=True)
         ]
 
-    def _open(self, manifest: Manifest, ref: ModelRef, placement: Placement, run: Callable[[Errand], None]) -> Session:
+    def _open(
+        self,
+        manifest: Manifest,
+        ref: ModelRef,
+        placement: Placement,
+        run: Callable[[Errand], None],
+        *,
+        gently: bool = False,
+    ) -> Session:
         variant = manifest.variants.get(placement.precision)
         half_by_engine = placement.engine == "tensorrt" and placement.precision == "fp16"
         if placement.precision != "model" and variant is None and not half_by_engine:
@@ -120,7 +131,11 @@ class Loader:
             )
         size_px = manifest.preprocessing.size_px
         path = self._registry.folder(ref) / (variant.file if variant else MODEL_FILE)
-        session = self._open_session(path, manifest, placement)
+        with optimised(path) if gently else nullcontext() as graph:
+            session = self._open_session(graph or path, manifest, replace(placement, optimised=graph is not None))
+        known_batch = self._best_batches.get(_network(manifest, placement))
+        if known_batch is not None and placement.max_batch == 0 and session.provider == CPU_PROVIDER:
+            session.max_batch = known_batch
         try:
             warm_up(session, size_px, run)
         except (InferenceError, DeviceMemoryError) as error:
@@ -132,19 +147,11 @@ class Loader:
             _LOG.warning("The GPU can't run the model, the CPU does: %s", error.__cause__)
             return self._open(manifest, ref, replace(placement, device="cpu"), run)
         run(partial(check_golden, manifest, session, *self._golden(manifest, placement, session)))
-        if placement.max_batch == 0 and session.provider == CPU_PROVIDER:
-            session.max_batch = self._best_batch(manifest, placement, session, run)
+        if known_batch is None and placement.max_batch == 0 and session.provider == CPU_PROVIDER:
+            # Measured once for a network: a later version of it, loaded under traffic, would be measured worse.
+            session.max_batch = best_batch(session, size_px, run)
+            self._best_batches[_network(manifest, placement)] = session.max_batch
         return session
-
-    def _best_batch(
-        self, manifest: Manifest, placement: Placement, session: Session, run: Callable[[Errand], None]
-    ) -> int:
-        # Measured once for a network: a later version of it, loaded under traffic, would be measured worse.
-        size_px = manifest.preprocessing.size_px
-        network = (manifest.architecture, size_px, placement.precision)
-        if network not in self._best_batches:
-            self._best_batches[network] = best_batch(session, size_px, run)
-        return self._best_batches[network]
 
     @staticmethod
     def _golden(manifest: Manifest, placement: Placement, session: Session) -> tuple[tuple[float, ...], float]:
@@ -160,6 +167,10 @@ class Loader:
         wanted = self._placements[0].precision
         other = wanted in manifest.variants or (wanted == "fp16" and sessions[0].provider == TENSORRT_PROVIDER)
         return wanted if other else manifest.precision
+
+
+def _network(manifest: Manifest, placement: Placement) -> tuple[str, int, str]:
+    return manifest.architecture, manifest.preprocessing.size_px, placement.precision
 
 
 def warm_up(session: Session, size_px: int, run: Callable[[Errand], None]) -> None:

@@ -32,6 +32,7 @@ class Placement:
         engine: What runs the graph on a GPU.
         precision: Which of the model's variants runs; ``model`` is the one that was published first.
         cache_dir: Where TensorRT keeps the engines that it has built.
+        optimised: Whether the graph is already as ONNX Runtime would make it for this CPU.
     """
 
     device: Device = "auto"
@@ -41,6 +42,7 @@ class Placement:
     engine: CudaEngine = "cuda"
     precision: Precision = "model"
     cache_dir: Path | None = None
+    optimised: bool = False
 
 
 def gpu_count() -> int:
