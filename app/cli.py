@@ -75,7 +75,12 @@ def serve() -> None:
         http=limited_protocol(settings),
         ws="none",
     )
-    server = Server(config, partial(_announce_stop, app), delay_s=settings.drain_delay_s)
+    server = Server(
+        config,
+        partial(_announce_stop, app),
+        delay_s=settings.drain_delay_s,
+        hopeless=lambda: settings.exit_when_hung and not services_in(app).engine.alive,
+    )
     # Uvicorn stops in good order on a signal and then raises it again; SIGINT becomes KeyboardInterrupt.
     signal.signal(signal.SIGTERM, _stopped)
     with listener, suppress(KeyboardInterrupt, SystemExit):
@@ -83,6 +88,8 @@ def serve() -> None:
     if failures:
         _fail_start(failures[0])
     leave_stuck_threads()
+    if server.gave_up:
+        raise typer.Exit(1)
 
 
 def _announce_stop(app: FastAPI) -> None:

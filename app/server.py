@@ -23,26 +23,46 @@ class Server(uvicorn.Server):
     On the first SIGTERM or SIGINT it is announced at once; for `delay_s` all goes on, so that
     load balancers see it and send no more; then the listener closes and requests under way end.
     A second signal cuts the delay short.
+
+    Attributes:
+        gave_up: Whether it stopped because nothing but a restart can help.
     """
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], *, delay_s: float = 0) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        announce: Callable[[], None],
+        *,
+        delay_s: float = 0,
+        hopeless: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Make a server.
 
         Args:
             config: Of Uvicorn.
             announce: Makes it known that the service will stop.
             delay_s: Time between the announcement and the stop.
+            hopeless: Asked ten times a second; once it is true the server stops.
         """
         super().__init__(config)
         self._delay_s = delay_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._announced = False
+        self._hopeless = hopeless
+        self.gave_up = False
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, as Uvicorn does."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look whether to stop, as Uvicorn does."""
+        if not self.gave_up and self._hopeless():
+            _LOG.critical("stopping, so that a supervisor starts this process anew")
+            self.gave_up = self.should_exit = True
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal; called between two steps of the event loop's thread."""

@@ -128,6 +128,9 @@ class Settings(BaseSettings):
     drain_timeout_s: Annotated[
         int, Field(ge=1, le=600, description="How long accepted work may still run after a stop.")
     ] = 30
+    exit_when_hung: Annotated[
+        bool, Field(description="End the process, once it is not alive, for a supervisor that does not look.")
+    ] = False
     drain_delay_s: Annotated[
         float, Field(ge=0, le=600, description="How long to answer on, not ready, after a stop was asked for.")
     ] = 0

@@ -18,7 +18,7 @@ from app.inference.classifier import Classifier, Decoders
 from app.inference.loader import LoadedModel, Loader, OpenSession
 from app.inference.memory import give_back, settle
 from app.inference.opening import open_session as open_by_placement
-from app.inference.providers import Placement
+from app.inference.providers import CPU_PROVIDER, Placement
 from app.inference.registry import ModelRef, Registry
 from app.inference.tracing import Tracer
 from app.inference.watchdog import Watchdog
@@ -257,7 +257,8 @@ class Engine:
         return None
 
     async def _load(self, ref: ModelRef) -> LoadedModel:
-        return await asyncio.to_thread(self._loader.load, ref, self._batcher.run_on)
+        gently = self._active is not None and self._active.model.session.provider == CPU_PROVIDER
+        return await asyncio.to_thread(self._loader.load, ref, self._batcher.run_on, gently=gently)
 
     def _serve(self, model: LoadedModel) -> Serving:
         return Serving(model, Classifier(model, self._batcher, self._decoders, self._metrics))

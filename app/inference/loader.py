@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from app.core.errors import (
     ProviderError,
 )
 from app.core.spec import MODEL_FILE, Manifest
+from app.inference.gently import optimised
 from app.inference.opening import open_session as open_by_placement
 from app.inference.providers import GPU_PROVIDERS, OPENVINO_PROVIDER, TENSORRT_PROVIDER, Placement
 from app.inference.registry import Installed, ModelRef, Registry
@@ -82,13 +84,14 @@ class Loader:
         self._open_session = open_session
         self._best_batches: dict[tuple[str, int, str], int] = {}
 
-    def load(self, ref: ModelRef, run_on: RunOn) -> LoadedModel:
+    def load(self, ref: ModelRef, run_on: RunOn, *, gently: bool = False) -> LoadedModel:
         """Load a model until it is ready to answer. Takes seconds; call it in a thread.
 
         Args:
             ref: Which one.
             run_on: Takes what needs the device to the device's own thread, so that warming up a new
                 model waits its turn among the batches of the old one.
+            gently: Whether another model serves meanwhile on these CPUs, and must not be slowed down.
 
         Raises:
             ModelError: It is not installed, a file is missing or changed, the graph does not fit the
@@ -97,7 +100,7 @@ class Loader:
         installed = self._registry.verified(ref)
         assert installed.manifest is not None  # noqa: S101 - `verified` has read it
         sessions = [
-            self._open(installed.manifest, ref, placement, partial(run_on, worker))
+            self._open(installed.manifest, ref, placement, partial(run_on, worker), gently=gently)
             for worker, placement in enumerate(self._placements)
         ]
         if len({session.provider for session in sessions}) > 1:
@@ -113,16 +116,29 @@ class Loader:
             for placement, session in zip(self._placements, model.sessions, strict=True)
         ]
 
-    def _open(self, manifest: Manifest, ref: ModelRef, placement: Placement, run: Callable[[Errand], None]) -> Session:
+    def _open(
+        self,
+        manifest: Manifest,
+        ref: ModelRef,
+        placement: Placement,
+        run: Callable[[Errand], None],
+        *,
+        gently: bool = False,
+    ) -> Session:
         variant = manifest.variants.get(placement.precision)
         size_px = manifest.preprocessing.size_px
         path = self._registry.folder(ref) / (variant.file if variant else MODEL_FILE)
-        session = self._open_session(path, manifest, placement)
+        with optimised(path) if gently else nullcontext() as graph:
+            session = self._open_session(graph or path, manifest, replace(placement, optimised=graph is not None))
         if placement.precision != "model" and variant is None and not _by_engine(placement, session):
             raise ModelIntegrityError(
                 f"{ref} has no variant {placement.precision}; it has {sorted(manifest.variants) or 'none'}, "
                 f"and {session.provider} does not make one."
             )
+        tuned = placement.max_batch == 0 and session.provider not in GPU_PROVIDERS
+        known_batch = self._best_batches.get(_network(manifest, placement))
+        if known_batch is not None and tuned:
+            session.max_batch = known_batch
         try:
             warm_up(session, size_px, run)
         except (InferenceError, DeviceMemoryError) as error:
@@ -134,19 +150,11 @@ class Loader:
             _LOG.warning("The GPU can't run the model, the CPU does: %s", error.__cause__)
             return self._open(manifest, ref, replace(placement, device="cpu"), run)
         run(partial(check_golden, manifest, session, *self._golden(manifest, placement, session)))
-        if placement.max_batch == 0 and session.provider not in GPU_PROVIDERS:
-            session.max_batch = self._best_batch(manifest, placement, session, run)
+        if known_batch is None and tuned:
+            # Measured once for a network: a later version of it, loaded under traffic, would be measured worse.
+            session.max_batch = best_batch(session, size_px, run, at_least=placement.threads)
+            self._best_batches[_network(manifest, placement)] = session.max_batch
         return session
-
-    def _best_batch(
-        self, manifest: Manifest, placement: Placement, session: Session, run: Callable[[Errand], None]
-    ) -> int:
-        # Measured once for a network: a later version of it, loaded under traffic, would be measured worse.
-        size_px = manifest.preprocessing.size_px
-        network = (manifest.architecture, size_px, placement.precision)
-        if network not in self._best_batches:
-            self._best_batches[network] = best_batch(session, size_px, run, at_least=placement.threads)
-        return self._best_batches[network]
 
     @staticmethod
     def _golden(manifest: Manifest, placement: Placement, session: Session) -> tuple[tuple[float, ...], float]:
@@ -166,6 +174,10 @@ class Loader:
 def _by_engine(placement: Placement, session: Session) -> float:
     """Return how far logits may be off because the engine rounds by itself; 0 if it does not."""
     return _BY_ENGINE.get((placement.precision, session.provider), 0)
+
+
+def _network(manifest: Manifest, placement: Placement) -> tuple[str, int, str]:
+    return manifest.architecture, manifest.preprocessing.size_px, placement.precision
 
 
 def warm_up(session: Session, size_px: int, run: Callable[[Errand], None]) -> None:

@@ -34,6 +34,7 @@ class Placement:
         cpu_engine: What runs it on a CPU.
         precision: Which of the model's variants runs; ``model`` is the one that was published first.
         cache_dir: Where TensorRT keeps the engines that it has built.
+        optimised: Whether the graph is already as ONNX Runtime would make it for this CPU.
     """
 
     device: Device = "auto"
@@ -44,6 +45,7 @@ class Placement:
     cpu_engine: CpuEngine = "onnxruntime"
     precision: Precision = "model"
     cache_dir: Path | None = None
+    optimised: bool = False
 
 
 def gpu_count() -> int:

@@ -145,7 +145,7 @@ class OnnxSession:
         gpu_seen = placement.device != "cpu" and gpu_count() > placement.gpu_index
         shapes = _profile_shapes(manifest.preprocessing.size_px, placement.max_batch or _GPU_MAX_BATCH)
         providers = choose_providers(placement, gpu_seen, ort.get_available_providers(), shapes)
-        raw = _create(path, providers, placement.threads)
+        raw = _create(path, providers, placement)
         check_provider(placement, gpu_seen, raw.get_providers()[0])
         check_graph([_node(node) for node in raw.get_inputs()], [_node(node) for node in raw.get_outputs()], manifest)
         return cls(raw, manifest, placement)
@@ -191,9 +191,11 @@ def _profile_shapes(size_px: int, max_batch: int) -> dict[str, str]:
     return {which: f"{INPUT_NAME}:{batch}x{side}" for which, batch in sizes.items()}
 
 
-def _create(path: Path, providers: ProviderList, threads: int) -> ort.InferenceSession:
+def _create(path: Path, providers: ProviderList, placement: Placement) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    if placement.optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = placement.threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     # Threads may spin between two operators, as is the default: measured on two cores, a lone picture is

@@ -132,6 +132,15 @@ def test_a_run_that_hangs(start: Callable[..., ServerProcess], fault: Path) -> N
     assert "left behind" in server.log()
 
 
+def test_a_process_that_ends_when_it_hangs(start: Callable[..., ServerProcess], fault: Path) -> None:
+    server = start(run_timeout_s=0.5, drain_timeout_s=1, exit_when_hung=True)
+    with server.client() as client:
+        fault.write_text("hang")
+        assert client.post("/predict", files=FILES).status_code == 503
+    assert server.process.wait(20) == 1
+    assert "so that a supervisor starts this process anew" in server.log()
+
+
 def test_a_run_that_was_only_slow_is_forgiven(start: Callable[..., ServerProcess], fault: Path) -> None:
     server = start(run_timeout_s=0.5)
     with server.client() as client:

@@ -15,7 +15,7 @@ from app.inference.loader import Errand, best_batch
 from app.inference.providers import CPU_PROVIDER, CUDA_PROVIDER, Placement
 from app.inference.registry import ModelRef
 from app.inference.session import OnnxSession, Outputs
-from tests.models import NAME, VERSION, write_models
+from tests.models import NAME, SIZE_PX, VERSION, write_models
 from tests.service.harness import load, loader_of, run_here
 
 
@@ -52,6 +52,23 @@ def test_the_best_batch_is_measured(seconds: dict[int, float], best: int, monkey
 def test_a_cpu_session_is_tuned_unless_told(models_dir: Path) -> None:
     assert load(models_dir, Placement(device="cpu")).session.max_batch in {1, 2, 4, 8}
     assert load(models_dir, Placement(device="cpu", max_batch=3)).session.max_batch == 3
+
+
+def test_loading_gently_gives_the_same_model(models_dir: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+    ref = ModelRef(NAME, VERSION)
+    sessions = [loader_of(models_dir).load(ref, run_here, gently=gently).session for gently in (False, True)]
+    plain, gentle = (session.run(images) for session in sessions)
+    np.testing.assert_array_equal(plain.logits, gentle.logits)
+
+
+def test_loading_gently_without_a_place_to_write(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    model = loader_of(models_dir).load(ModelRef(NAME, VERSION), run_here, gently=True)
+    assert model.session.provider == CPU_PROVIDER
+    assert "can't be optimised beforehand" in caplog.text
 
 
 def test_what_runs_on_the_device_runs_as_errands(models_dir: Path) -> None:

@@ -58,5 +58,5 @@ def test_what_does_not_add_up_is_told(name: str, change: float) -> None:
 
 
 def test_growing_memory_is_told() -> None:
-    assert memory_grows([100.0 + index for index in range(100)])
+    assert memory_grows([100.0 + 2 * index for index in range(100)])
     assert memory_grows([100.0] * 100) is None
