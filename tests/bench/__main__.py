@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(f"{name} is left out: {error}")
                 failed.add(name)
         rounds.append(one)
+        _write(_result(options, rounds), options.out)  # so that a run which is cut short is not lost
     result = _result(options, rounds) | _extras(options, plan, [it for it in chosen.values() if it.name not in failed])
     _write(result, options.out)
     _say(f"{options.out / 'bench.md'} is written")

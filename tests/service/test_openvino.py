@@ -1,6 +1,7 @@
 """OpenVINO behind the same protocol: the same numbers, the same errors; bfloat16 where the processor has it."""
 
 import importlib.util
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from app.inference.openvino import OpenVinoSession
 from app.inference.providers import CPU_PROVIDER, OPENVINO_PROVIDER, Placement
 from app.inference.session import OnnxSession
 from tests.models import NAME, SIZE_PX, VERSION, build_graph
-from tests.service.harness import assert_alike, load
+from tests.service.harness import ROOT, assert_alike, load
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="the extra openvino is missing"
@@ -96,6 +97,30 @@ def test_bfloat16_says_so(models_dir: Path) -> None:
     np.testing.assert_allclose(
         model.session.run(images(5)).logits, full.session.run(images(5)).logits, rtol=0.05, atol=0.5
     )
+
+
+@needs_openvino
+def test_its_package_tells_nobody(folder: Path) -> None:
+    program = """
+import socket, sys
+from pathlib import Path
+from app.core.spec import Manifest
+from app.inference.openvino import OpenVinoSession
+from app.inference.providers import Placement
+
+def refuse(*arguments):
+    print("connects", arguments)
+
+sys.addaudithook(lambda event, arguments: event.startswith(("socket.", "urllib")) and refuse(event, arguments))
+folder = Path(sys.argv[1])
+OpenVinoSession.create(folder / "model.onnx", Manifest.load(folder), Placement(device="cpu"), streams=1)
+assert "openvino" in sys.modules
+print([name for name, module in sys.modules.items() if "openvino_telemetry" in name and module is not None])
+"""
+    told = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", program, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert told.stdout == "[]\n"
 
 
 def test_onnx_runtime_makes_no_bfloat16(models_dir: Path) -> None:
