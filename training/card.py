@@ -1,8 +1,12 @@
 """The model card: generated from a run's report and configuration, never typed."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+from app.core.spec import REPORT_FILE, Manifest
 from training.config import RunConfig
+from training.errors import RunError
 
 
 def model_card(config: RunConfig, report: dict[str, Any], version: str, data_licence: str) -> str:
@@ -36,6 +40,28 @@ def model_card(config: RunConfig, report: dict[str, Any], version: str, data_lic
         f"Weights: Apache-2.0. Start weights: {config.model.start.licence}. Data: {data_licence}.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def card_of_folder(folder: Path) -> str:
+    """Make the card of an exported model anew.
+
+    Args:
+        folder: ``models/<name>/<version>``.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        ManifestError: The manifest can't be read.
+        RunError: The report can't be.
+    """
+    manifest = Manifest.load(folder)
+    try:
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder / REPORT_FILE}: can't be read: {error}") from error
+    config = RunConfig.model_validate(manifest.provenance["lineage"][0]["configuration"])
+    return model_card(config, report, manifest.version, manifest.licence["data"])
 
 
 _PRECISIONS = {
@@ -87,7 +113,7 @@ def _figures(report: dict[str, Any]) -> str:
     return "\n".join(rows) + (
         f"\n\nConfusion: of {tp + fn} ALL cells {tp} were called ALL and {fn} HEM; "
         f"of {fp + tn} HEM cells {tn} were called HEM and {fp} ALL. "
-        f"The exported graph, {_PRECISIONS[report['export']['precision']]}, reaches a weighted F1 of "
+        f"The exported graph, {_PRECISIONS[report['export'].get('precision', 'fp32')]}, reaches a weighted F1 of "
         f"{report['export']['test']['weighted_f1']:.3f} and an AUROC of {report['export']['test']['auroc']:.3f} on the "
         f"same cells. Temperature {report['temperature']:.3f}, fitted on the validation part "
         f"(ECE without it {test['ece_without_temperature']:.3f})."

@@ -198,6 +198,26 @@ def results_command(
     console.print(f"{out}: {len(judged)} runs")
 
 
+@app.command("card")
+def card_command(folder: Annotated[Path, typer.Argument(help="models/<name>/<version>.")]) -> None:
+    """Print a model's card, made anew from its report and configuration."""
+    from training.card import card_of_folder
+
+    typer.echo(card_of_folder(folder), nl=False)
+
+
+@app.command("figures")
+def figures_command(
+    models: Annotated[Path, typer.Option(help="Folder of all models.")] = Path("models"),
+    readme: Annotated[Path, typer.Option(help="File with the marked place.")] = Path("README.md"),
+) -> None:
+    """Renew the table of figures in README.md from the reports of all installed models."""
+    from training.readme import figures_table, renewed
+
+    readme.write_text(renewed(readme.read_text(encoding="utf-8"), figures_table(models)), encoding="utf-8")
+    console.print(f"{readme}: figures renewed")
+
+
 def default_run(name: str, split: str | None) -> Path:
     """Return a run's folder: the configuration's name, and the split if it is not the configuration's own."""
     return RUNS / (name if split is None else f"{name}-{split.replace(':', '-')}")
