@@ -1,4 +1,4 @@
-"""Run a model in OpenVINO, the extra `openvino`: on processors with bfloat16 about twice as fast as in float32."""
+"""Run a model in OpenVINO, the extra `openvino`: in bfloat16 where the processor has it, which is faster."""
 
 import logging
 import sys
