@@ -14,7 +14,6 @@ import onnxruntime as ort
 from app.inference.providers import CPU_PROVIDER
 
 _LOG: Final = logging.getLogger(__name__)
-_LOWEST: Final = 19
 _ERRORS_ONLY: Final = 3
 
 
@@ -55,8 +54,8 @@ def _at_lowest_priority(call: Callable[[], None]) -> None:
     failures: list[Exception] = []
 
     def run() -> None:
-        with contextlib.suppress(OSError, AttributeError):  # on Linux each thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        with contextlib.suppress(OSError, AttributeError):  # Linux only: there each thread has its own policy
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
         try:
             call()
         except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits

@@ -27,7 +27,7 @@ from app.core.errors import (
 from app.core.spec import MODEL_FILE, Manifest
 from app.inference.gently import optimised
 from app.inference.opening import open_session as open_by_placement
-from app.inference.providers import GPU_PROVIDERS, OPENVINO_PROVIDER, TENSORRT_PROVIDER, Placement
+from app.inference.providers import CPU_PROVIDER, GPU_PROVIDERS, OPENVINO_PROVIDER, TENSORRT_PROVIDER, Placement
 from app.inference.registry import Installed, ModelRef, Registry
 from app.inference.session import Session, batch_buckets
 
@@ -139,8 +139,11 @@ class Loader:
         known_batch = self._best_batches.get(_network(manifest, placement))
         if known_batch is not None and tuned:
             session.max_batch = known_batch
+        # ONNX Runtime has nothing to learn from a larger batch on a CPU, and a lone request would wait for it.
+        spared = gently and session.provider == CPU_PROVIDER
+        largest = min(session.max_batch, placement.threads) if spared else session.max_batch
         try:
-            warm_up(session, size_px, run)
+            warm_up(session, size_px, run, largest)
         except (InferenceError, DeviceMemoryError) as error:
             # Some CUDA libraries are looked for only when the first batch runs.
             if session.provider not in GPU_PROVIDERS:
@@ -180,9 +183,9 @@ def _network(manifest: Manifest, placement: Placement) -> tuple[str, int, str]:
     return manifest.architecture, manifest.preprocessing.size_px, placement.precision
 
 
-def warm_up(session: Session, size_px: int, run: Callable[[Errand], None]) -> None:
-    """Run every batch size that the session has to expect, each on its own turn, so that no request pays for it."""
-    for batch in batch_buckets(session.max_batch):
+def warm_up(session: Session, size_px: int, run: Callable[[Errand], None], largest: int) -> None:
+    """Run every batch size up to `largest`, each on its own turn, so that no request pays for a first time."""
+    for batch in batch_buckets(largest):
         run(partial(session.run, _black(batch, size_px)))
 
 
