@@ -2,6 +2,7 @@
 
 Environment: `FAULT_FILE` names a file whose words say how the model behaves from the next batch on:
 nothing, `raise`, `nan`, `hang`, `memory N` (no room for more than N pictures) or `slow SECONDS`.
+`FAULT_DECODER=breaks` makes the decoder break, in no way that it knows of, on pictures that begin with `BREAK`.
 `FAULT_DISK=full` lets no file grow. `FAULT_CLOCK=jumps` makes the wall clock jump by a day at each look.
 """
 
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 import app.cli
+from app.core import imaging
 from app.core.spec import Manifest
 from app.inference.providers import Placement
 from app.inference.session import OnnxSession, Outputs
@@ -68,7 +71,20 @@ def open_faulty(path: Path, manifest: Manifest, placement: Placement) -> OnnxSes
     return FaultySession.create(path, manifest, placement)
 
 
+def break_decoder() -> None:
+    decode = imaging.decode
+
+    def breaking(data: bytes, **options: int) -> Image.Image:
+        if data.startswith(b"BREAK"):
+            raise MemoryError("secret internals")
+        return decode(data, **options)
+
+    setattr(imaging, "decode", breaking)  # noqa: B010 - as below
+
+
 def main() -> None:
+    if os.environ.get("FAULT_DECODER") == "breaks":
+        break_decoder()
     if os.environ.get("FAULT_DISK") == "full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if os.environ.get("FAULT_CLOCK") == "jumps":

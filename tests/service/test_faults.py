@@ -104,6 +104,21 @@ def test_numbers_that_are_none(start: Callable[..., ServerProcess], fault: Path)
         assert client.post("/predict", files=FILES).status_code == 200
 
 
+def test_a_decoder_that_breaks(start: Callable[..., ServerProcess]) -> None:
+    server = start(FAULT_DECODER="breaks")
+    with server.client() as client:
+        pictures = [("files", ("a.bmp", CELL)), ("files", ("b.bmp", b"BREAK")), ("files", ("c.bmp", CELL))]
+        for _ in range(10):
+            response = client.post("/predict", files=pictures)
+            assert response.status_code == 200
+            assert ["error" in item for item in response.json()["predictions"]] == [False, True, False]
+            assert "secret" not in response.text
+        assert status(client, "/readyz") == 200
+        counted = metrics(client)
+        assert counted['leukoscope_rejected_total{reason="undecodable-image"}'] == 10
+        assert counted["leukoscope_queue_depth"] == 0
+
+
 def test_a_device_without_memory_gets_smaller_batches(start: Callable[..., ServerProcess], fault: Path) -> None:
     server = start(max_batch=8)
     with server.client() as client:
