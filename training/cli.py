@@ -111,6 +111,25 @@ def fit_command(
         console.print(f"{result.run.folder}: best validation loss {result.best_loss:.4f}")
 
 
+@app.command("probe")
+def probe_command(
+    config: Annotated[Path, typer.Argument(help="A TOML file such as training/configs/efficientnet-lite0.toml.")],
+    index: IndexFile = DEFAULT_INDEX,
+    out: NewRun = None,
+    start: Start = None,
+    split: Split = None,
+    changes: Changes = None,
+) -> None:
+    """Solve the last layer of a frozen network: a classifier in minutes, without a GPU."""
+    from training.config import ProbeRunConfig, load_config
+    from training.probe import probe
+
+    settings = load_config(config, ProbeRunConfig, start, split, changes or ())
+    folder = out or default_run(settings.name, split)
+    loss = probe(settings, index, folder)
+    console.print(f"{folder}: cross-entropy of held-out subjects {loss:.4f}")
+
+
 @app.command("evaluate")
 def evaluate_command(
     run: RunFolder,

@@ -139,6 +139,17 @@ class DataConfig(Table):
     input: InputConfig
 
 
+class ProbeConfig(Table):
+    """How the last layer of a frozen network is solved.
+
+    Attributes:
+        strengths: Inverse penalties to choose from, by cross-validation over subjects in
+            `SplitConfig.parts` parts.
+    """
+
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (5e-4, 1e-3, 2e-3, 5e-3)
+
+
 class FeatureRunConfig(DataConfig):
     """A run that teaches features."""
 
@@ -160,6 +171,22 @@ class RunConfig(DataConfig):
     optimiser: OptimiserConfig
     loss: LossConfig = LossConfig()
     fit: FitConfig
+
+
+class ProbeRunConfig(DataConfig):
+    """A run that solves the last layer of a frozen network."""
+
+    augment: AugmentConfig = AugmentConfig()
+    probe: ProbeConfig
+
+    @model_validator(mode="after")
+    def _frozen(self) -> Self:
+        if not (self.model.freeze and self.augment.flips_only and self.model.network.endswith("-stages")):
+            raise ValueError(
+                "a probe wants model.freeze = true, a network of stages (efficientnet-b3-stages, "
+                "efficientnet-lite0-stages), and no augmentation but mirroring"
+            )
+        return self
 
 
 AnyConfig = TypeVar("AnyConfig", bound=DataConfig)
@@ -236,8 +263,8 @@ def _split(words: str | None) -> list[str]:
         return []
     kind, _, number = words.partition(":")
     key = {"fold": "test_fold", "subject": "part"}.get(kind)
-    if kind not in {"fold", "subject", "image", "preliminary"} or (number and not (key and number.isdecimal())):
-        raise ConfigError(f"--split is image, preliminary, fold:<number> or subject:<part>, not {words!r}")
+    if kind not in {"all", "fold", "subject", "image", "preliminary"} or (number and not (key and number.isdecimal())):
+        raise ConfigError(f"--split is all, image, preliminary, fold:<number> or subject:<part>, not {words!r}")
     return [f"split.kind='{kind}'", *([f"split.{key}={number}"] if number else [])]
 
 

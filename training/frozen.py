@@ -7,17 +7,20 @@ no backbone: the features of each mirroring are the same every time.
 import hashlib
 import os
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from training.config import RunConfig
+from training.config import ProbeRunConfig, RunConfig
 from training.data.augment import flipped
 from training.data.dataset import Data
-from training.module import CellModule
+from training.module import Scaled
 from training.zoo import Classifier
+
+_BATCH: Final = 64
 
 
 def can_be_pooled(config: RunConfig, network: Classifier) -> bool:
@@ -25,7 +28,7 @@ def can_be_pooled(config: RunConfig, network: Classifier) -> bool:
     return config.model.freeze and config.augment.flips_only and network.head.learns_after_pooling
 
 
-def pooled_features(network: Classifier, config: RunConfig, data: Data, cache: Path) -> NDArray[np.float32]:
+def pooled_features(network: Classifier, config: RunConfig | ProbeRunConfig, data: Data, cache: Path) -> NDArray[np.float32]:
     """Return each cell's pooled features, as it is and mirrored in every way.
 
     Args:
@@ -40,12 +43,12 @@ def pooled_features(network: Classifier, config: RunConfig, data: Data, cache: P
     variants = 1 if not config.augment.flip else 2 if config.augment.flip_axes == "horizontal" else 4
     file = cache / f"pooled-{_key(network, config, data)}-{variants}.npy"
     if not file.exists():
-        module = CellModule(network, config)
-        device = torch.device("cuda" if torch.cuda.is_available() and config.fit.accelerator != "cpu" else "cpu")
+        module = Scaled(network, config.input.spec())
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Several processes of one run may compute it at the same time.
         part = file.with_suffix(f".part{os.getpid()}")
         with part.open("wb") as opened:
-            np.save(opened, _compute(module.to(device).eval(), data, variants, 2 * config.fit.batch_size))
+            np.save(opened, _compute(module.to(device).eval(), data, variants, device))
         part.replace(file)
         module.cpu().train()
     features: NDArray[np.float32] = np.load(file)
@@ -53,13 +56,13 @@ def pooled_features(network: Classifier, config: RunConfig, data: Data, cache: P
 
 
 @torch.no_grad()
-def _compute(module: CellModule, data: Data, variants: int, batch: int) -> NDArray[np.float32]:
+def _compute(module: Scaled, data: Data, variants: int, device: torch.device) -> NDArray[np.float32]:
     parts = []
-    for start in track(range(0, len(data.inputs), batch), "Computing features"):
-        images = torch.from_numpy(np.array(data.inputs[start : start + batch])).to(module.device)
+    for start in track(range(0, len(data.inputs), _BATCH), "Computing features"):
+        images = torch.from_numpy(np.array(data.inputs[start : start + _BATCH])).to(device)
         views = []
         for variant in range(variants):
-            numbers = torch.full((len(images),), variant, device=module.device)
+            numbers = torch.full((len(images),), variant, device=device)
             view = flipped(images.permute(0, 3, 1, 2), numbers).permute(0, 2, 3, 1)
             views.append(module.pooled_features(view).cpu().numpy())
         parts.append(np.stack(views, axis=1))

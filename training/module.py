@@ -35,6 +35,30 @@ class Normalise(nn.Module):
         """Scale pictures of shape ``(batch, 3, size, size)``, 0..255."""
         return (images.float() - self.mean) / self.std
 
+    def pictures(self, images: Tensor) -> Tensor:
+        """Scale pictures of shape ``(batch, size, size, 3)``, 0..255, to ``(batch, 3, size, size)``."""
+        scaled: Tensor = self(images.permute(0, 3, 1, 2))
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+
+class Scaled(nn.Module):
+    """A network with its scaling: takes pictures as the service does, shape ``(batch, size, size, 3)``, 0..255."""
+
+    def __init__(self, network: Classifier, spec: Preprocessing) -> None:
+        super().__init__()
+        self.network = network
+        self._normalise = Normalise(spec)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, shape ``(batch, 2)``, float32."""
+        logits: Tensor = self.network(self._normalise.pictures(images))
+        return logits.float()
+
+    def pooled_features(self, images: Tensor) -> Tensor:
+        """Return the head's pooled vectors, shape ``(batch, width)``, float32."""
+        head = self.network.head
+        return head.pool(head.refine(self.network.feature_map(self._normalise.pictures(images)))).float()
+
 
 class CellModule(L.LightningModule):
     """Trains an injected network.
@@ -109,21 +133,6 @@ class CellModule(L.LightningModule):
         self.log("val_auroc", self._auroc, prog_bar=True)
         self.log("val_weighted_f1", self._f1, prog_bar=True)
 
-    def predict_logits(self, images: Tensor) -> Tensor:
-        """Return logits, shape ``(batch, 2)``, of pictures ``(batch, size, size, 3)``, 0..255."""
-        logits: Tensor = self.network(self.scaled(images))
-        return logits.float()
-
-    def pooled_features(self, images: Tensor) -> Tensor:
-        """Return the head's pooled vectors of pictures ``(batch, size, size, 3)``, 0..255."""
-        head = self.network.head
-        return head.pool(head.refine(self.network.feature_map(self.scaled(images)))).float()
-
-    def scaled(self, images: Tensor) -> Tensor:
-        """Return pictures as the network takes them: channels first, scaled."""
-        scaled: Tensor = self._normalise(images.permute(0, 3, 1, 2))
-        return scaled.contiguous(memory_format=torch.channels_last)
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the configured optimiser with its schedule."""
         optimiser = build_optimiser(self.network, self._config.optimiser)
@@ -141,7 +150,8 @@ class CellModule(L.LightningModule):
     def _validation_logits(self, images: Tensor) -> Tensor:
         if self._pooled:
             return self.network.head.classify(images[:, 0])[0].float()
-        return self.predict_logits(images)
+        logits: Tensor = self.network(self._normalise.pictures(images))
+        return logits.float()
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

@@ -4,22 +4,39 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.config import DataConfig, FeatureRunConfig, RunConfig
+from training.config import DataConfig, FeatureRunConfig, ProbeRunConfig, RunConfig
 from training.data.dataset import Data
+from training.data.splits import Rows
 from training.errors import ConfigError, RunError
 from training.zoo import Classifier, create
 
+HELD_OUT_FILE: Final = "held_out.npz"
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 PREDICTIONS_FILE: Final = "predictions.parquet"
 REPORT_FILE: Final = "report.json"
 PAGE_FILE: Final = "report.html"
 CHECKPOINTS: Final = "checkpoints"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What layers that did not see a cell's subject say of it.
+
+    Attributes:
+        rows: Of the labelled cells of the index, in order.
+        logits: Shape ``(rows, 2)``.
+    """
+
+    rows: Rows
+    logits: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -47,9 +64,13 @@ class Run:
         part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         part.replace(file)
 
-    def config(self) -> RunConfig:
-        """Return the run's configuration."""
-        return RunConfig.model_validate(self._settings()["config"])
+    def config(self) -> RunConfig | ProbeRunConfig:
+        """Return the run's configuration.
+
+        Raises:
+            RunError: The folder is no run that made a classifier.
+        """
+        return classifier_config(self._settings()["config"])
 
     def feature_config(self) -> FeatureRunConfig | None:
         """Return the configuration of a run that taught features; None if this folder is no such run."""
@@ -87,6 +108,18 @@ class Run:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
         part.replace(self.folder / WEIGHTS_FILE)
 
+    def save_held_out(self, held_out: HeldOut) -> None:
+        """Write what was held out in turn."""
+        np.savez(self.folder / HELD_OUT_FILE, rows=held_out.rows, logits=held_out.logits)
+
+    def held_out(self) -> HeldOut | None:
+        """Return what was held out in turn; None if the run did not learn from its validation part."""
+        file = self.folder / HELD_OUT_FILE
+        if not file.is_file():
+            return None
+        with np.load(file) as stored:
+            return HeldOut(stored["rows"], stored["logits"])
+
     def load_network(self) -> Classifier:
         """Return the run's network with its best weights, in evaluation mode.
 
@@ -100,14 +133,25 @@ class Run:
         return network.eval()
 
     def _settings(self) -> dict[str, object]:
-        return _read_settings(self.folder / CONFIG_FILE, RunConfig)
+        return _read_settings(self.folder / CONFIG_FILE)
 
 
-def _read_settings(file: Path, kind: type[DataConfig]) -> dict[str, object]:
+def classifier_config(tables: dict[str, Any]) -> RunConfig | ProbeRunConfig:
+    """Check the configuration of a run that makes a classifier, of either kind.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return (ProbeRunConfig if "probe" in tables else RunConfig).model_validate(tables)
+
+
+def _read_settings(file: Path, kind: type[DataConfig] | None = None) -> dict[str, Any]:
     """Read a run's settings, with the defaults of keys that were not there when it was made."""
     try:
-        settings: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
-        return settings | {"config": kind.model_validate(settings["config"]).model_dump(mode="json")}
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        tables = settings["config"]
+        config = classifier_config(tables) if kind is None else kind.model_validate(tables)
+        return settings | {"config": config.model_dump(mode="json")}
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{file.parent} is no run: {file.name} can't be read ({error})") from error
 
@@ -125,6 +169,7 @@ def network_of(config: DataConfig) -> Classifier:
             backbone=config.model.backbone,
             drop_path=config.model.drop_path,
             dropout=config.model.dropout,
+            scaling=(config.input.mean, config.input.std),
         )
     except ValueError as error:
         raise ConfigError(f"model.network: {error}") from error

@@ -69,7 +69,7 @@ class SplitConfig(Table):
     """Who is trained on, chosen by and tested on.
 
     Attributes:
-        kind: ``fold`` tests on one official fold; ``preliminary`` on the preliminary test set;
+        kind: ``all`` has no test part; ``fold`` tests on one official fold; ``preliminary`` on the preliminary test set;
             ``subject`` draws test subjects at random. These keep every subject group on one side.
             ``image`` draws 70 % of the pictures, and halves the rest: it leaks.
         folds: The official folds that are used; None uses all that the index has.
@@ -82,7 +82,7 @@ class SplitConfig(Table):
         seed: Of the cut.
     """
 
-    kind: Literal["fold", "subject", "preliminary", "image"]
+    kind: Literal["all", "fold", "subject", "preliminary", "image"]
     folds: tuple[int, ...] | None = None
     test_fold: Annotated[int, Field(ge=0)] = 1
     parts: Annotated[int, Field(ge=3, le=20)] = 6

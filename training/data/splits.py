@@ -61,15 +61,28 @@ def make_split(cells: pl.DataFrame, config: SplitConfig) -> Split:
     Raises:
         DataError: Too few subject groups, unknown subjects, or a part that lacks a class.
     """
-    makers = {"fold": by_fold, "subject": by_subject, "preliminary": by_preliminary, "image": by_image}
+    makers = {"all": whole, "fold": by_fold, "subject": by_subject, "preliminary": by_preliminary, "image": by_image}
     split = makers[config.kind](cells, config)
     for part, rows in split.parts().items():
+        if part == "test" and config.kind == "all":
+            continue
         if cells[rows]["label"].n_unique() < 2:
             raise DataError(
                 f"split {split.name}: the {part} part ({len(rows)} cells) lacks a class; "
                 "expected several subjects of each class"
             )
     return split
+
+
+def whole(cells: pl.DataFrame, config: SplitConfig) -> Split:
+    """Train and validate on all cells: for a model whose recipe has been judged by other runs.
+
+    Raises:
+        DataError: Fewer subject groups than parts.
+    """
+    train, validation = cut_by_subject(cells, _once(cells, _training(cells, config)), config)[0]
+    name = f"all subjects, validation 1/{config.parts} of them, no test part"
+    return Split(f"{DISJOINT}: {name}{_suffix(config)}", train, validation, np.zeros(0, dtype=np.int64))
 
 
 def by_fold(cells: pl.DataFrame, config: SplitConfig) -> Split:
@@ -85,7 +98,7 @@ def by_fold(cells: pl.DataFrame, config: SplitConfig) -> Split:
     if len(test) == 0:
         folds = sorted(cells.filter(pl.Series(mine))["fold"].drop_nulls().unique())
         raise DataError(f"the index has no fold {config.test_fold}; it has {folds}")
-    train, validation = _cut(cells, _without_groups_of(cells, rows, test), config)[0]
+    train, validation = cut_by_subject(cells, _without_groups_of(cells, rows, test), config)[0]
     name = f"fold-{config.test_fold}-as-test, validation 1/{config.parts} of the other subjects"
     return Split(f"{DISJOINT}: {name}{_suffix(config)}", train, validation, test)
 
@@ -100,7 +113,7 @@ def by_preliminary(cells: pl.DataFrame, config: SplitConfig) -> Split:
     if len(test) == 0:
         raise DataError("the index has no cells of the preliminary test set")
     rows = _once(cells, _training(cells, config))
-    train, validation = _cut(cells, _without_groups_of(cells, rows, test), config)[0]
+    train, validation = cut_by_subject(cells, _without_groups_of(cells, rows, test), config)[0]
     name = f"preliminary test set as test, validation 1/{config.parts} of the training subjects"
     return Split(f"{DISJOINT}: {name}{_suffix(config)}", train, validation, test)
 
@@ -111,7 +124,7 @@ def by_subject(cells: pl.DataFrame, config: SplitConfig) -> Split:
     Raises:
         DataError: Fewer subject groups than parts.
     """
-    cuts = _cut(cells, _once(cells, _training(cells, config)), config)
+    cuts = cut_by_subject(cells, _once(cells, _training(cells, config)), config)
     rest, test = cuts[config.part]
     validation = cuts[(config.part + 1) % config.parts][1]
     name = f"test on part {config.part + 1} of {config.parts} of the subjects, validation on the next"
@@ -168,8 +181,15 @@ def _without_groups_of(cells: pl.DataFrame, rows: Rows, others: Rows) -> Rows:
     return rows[~np.isin(group[rows].astype(str), group[others].astype(str))]
 
 
-def _cut(cells: pl.DataFrame, rows: Rows, config: SplitConfig) -> list[tuple[Rows, Rows]]:
-    """Cut rows into parts by subject group; each result is (all but one part, that part)."""
+def cut_by_subject(cells: pl.DataFrame, rows: Rows, config: SplitConfig) -> list[tuple[Rows, Rows]]:
+    """Cut rows into parts by subject group, stratified by class.
+
+    Returns:
+        For each part: all rows but its own, and its own; both in the order of `rows`.
+
+    Raises:
+        DataError: Fewer subject groups of a class than parts.
+    """
     groups = cells[rows].select("group", "label").unique().sort("group", "label")
     counts = groups["label"].value_counts()["count"].to_list()
     if len(counts) < 2 or min(counts) < config.parts:

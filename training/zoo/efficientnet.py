@@ -22,9 +22,30 @@ def efficientnet_backbone(name: str, drop_path: float) -> Any:
 
 
 def stage_features(backbone: Any, images: Tensor) -> list[Tensor]:
-    """Return the feature map after each stage of a timm EfficientNet, and after its top."""
+    """Return the feature map after each stage of a timm EfficientNet, and after its top, if it has one."""
     features = [backbone.bn1(backbone.conv_stem(images))]
     for stage in backbone.blocks:
         features.append(stage(features[-1]))
-    features.append(backbone.bn2(backbone.conv_head(features[-1])))
+    if hasattr(backbone, "conv_head"):
+        features.append(backbone.bn2(backbone.conv_head(features[-1])))
     return features[1:]
+
+
+def first_stages(backbone: Any, stages: int) -> list[int]:
+    """Take away all that comes after a timm EfficientNet's first stages, in place.
+
+    Args:
+        backbone: Whose last stages and top go.
+        stages: How many stay.
+
+    Returns:
+        Number of channels after each stage that stays.
+
+    Raises:
+        ValueError: The backbone has fewer stages.
+    """
+    if not 1 <= stages <= len(backbone.blocks):
+        raise ValueError(f"the network has 1 to {len(backbone.blocks)} stages, not {stages}")
+    backbone.blocks = backbone.blocks[:stages]
+    del backbone.conv_head, backbone.bn2
+    return [int(stage[-1].bn3.num_features if hasattr(stage[-1], "bn3") else stage[-1].bn2.num_features) for stage in backbone.blocks]

@@ -70,6 +70,8 @@ def grow_efficientnet(small: nn.Module, large: nn.Module, seed: int) -> None:
     _copy_norm(old.bn1, new.bn1, stream)
     for old_stage, new_stage in zip(old.blocks, new.blocks, strict=True):
         stream = _grow_stage(list(old_stage), list(new_stage), stream, generator)
+    if not hasattr(new, "conv_head"):
+        return
     top = ChannelMap.draw(old.conv_head.out_channels, new.conv_head.out_channels, generator)
     _copy_pointwise(old.conv_head, new.conv_head, stream, top)
     _copy_norm(old.bn2, new.bn2, top)

@@ -13,6 +13,7 @@ from training.zoo.classifier import Classifier
 from training.zoo.dense import DenseHead, DensePenaltyHead, FlatHead
 from training.zoo.efficientnet import efficientnet_backbone
 from training.zoo.heads import Head
+from training.zoo.staged import StagedClassifier, StatisticsHead
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,26 @@ class Family:
         head: Made for the backbone's feature map.
         silu: Whether it is an EfficientNet with SiLU, which can start from a ReLU6 relative.
         least_px: Smallest side of a picture.
+        stages: Of a `StagedClassifier`, how many of the backbone's stages it has; 0 for other networks.
     """
 
     backbone: str
     head: Callable[..., Head]
     silu: bool = False
     least_px: int = 32
+    stages: int = 0
 
+
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+
+_RAW: Final[Scaling] = ((0.0,) * 3, (1.0,) * 3)
 
 # The attention notebook does not say how VGG-19 and DenseNet-121 were pooled: by the mean, as its others.
 _FAMILIES: Final = {
     "efficientnet-b3": Family("tf_efficientnet_b3", DensePenaltyHead, silu=True),
+    # Later stages add nothing out of fold: training/RESULTS.md.
+    "efficientnet-b3-stages": Family("tf_efficientnet_b3", StatisticsHead, silu=True, stages=5),
+    "efficientnet-lite0-stages": Family("tf_efficientnet_lite0", StatisticsHead, stages=5),
     "efficientnet-b0": Family("tf_efficientnet_b0", DenseHead, silu=True),
     "efficientnet-b0-one-token": Family("tf_efficientnet_b0", OneTokenHead, silu=True),
     "efficientnet-b0-attention": Family("tf_efficientnet_b0", SpatialHead, silu=True),
@@ -57,7 +67,13 @@ def least_px(name: str) -> int:
 
 
 def create(
-    name: str, size_px: int, *, backbone: str | None = None, drop_path: float = 0.0, dropout: float | None = None
+    name: str,
+    size_px: int,
+    *,
+    backbone: str | None = None,
+    drop_path: float = 0.0,
+    dropout: float | None = None,
+    scaling: Scaling = _RAW,
 ) -> Classifier:
     """Build a network with random weights.
 
@@ -68,6 +84,7 @@ def create(
             padding differs from that of the family's ``tf_efficientnet_b3``.
         drop_path: Rate of stochastic depth, where the backbone knows it.
         dropout: In the head; None takes the head's own.
+        scaling: Mean and deviation of each colour with which its pictures will be scaled.
 
     Returns:
         The network; set its weights with `training.zoo.start`.
@@ -81,6 +98,8 @@ def create(
     if size_px < family.least_px:
         raise ValueError(f"{name} takes pictures of at least {family.least_px} px, not {size_px}")
     body = _backbone(backbone or family.backbone, family.silu, drop_path)
+    if family.stages:
+        return StagedClassifier(body, family.stages, scaling, dropout or 0.0)
     shape = {"channels": int(body.num_features)}
     if family.head in {FlatHead, SpatialHead}:
         shape["side"] = _map_side(body, size_px)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from training.errors import ConfigError
 from training.tables import StartConfig
 from training.zoo.classifier import Classifier
+from training.zoo.efficientnet import first_stages
 from training.zoo.grow import grow_efficientnet
+from training.zoo.staged import StagedClassifier
 
+_TOP: Final = ("conv_head.", "bn2.")
 _HEADS: Final = ("classifier.", "fc.", "head.", "pre_logits.")
 
 
@@ -32,11 +35,14 @@ def apply_start(network: Classifier, start: StartConfig, seed: int) -> None:
     if start.kind == "pretrained":
         name = network.backbone.default_cfg["architecture"]
         fetched = timm.create_model(name, pretrained=True, num_classes=0, global_pool="")
-        network.backbone.load_state_dict(_without_head(fetched.state_dict()))
+        network.backbone.load_state_dict(_of(network, _without_head(fetched.state_dict())))
     elif start.kind == "file" and start.file is not None:
         _load(network, start.file)
     elif start.kind == "grown" and start.relative is not None:
-        grow_efficientnet(_relative(start.relative, start.file), network.backbone, seed)
+        relative = _relative(start.relative, start.file)
+        if isinstance(network, StagedClassifier):
+            first_stages(relative, len(network.backbone.blocks))
+        grow_efficientnet(relative, network.backbone, seed)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -67,7 +73,19 @@ def _relative(name: str, file: Path | None) -> nn.Module:
 def _load(network: Classifier, file: Path) -> None:
     weights = read_weights(file)
     whole = any(name.startswith("backbone.") for name in weights)
-    _load_state(network if whole else network.backbone, weights if whole else _without_head(weights), file)
+    if whole:
+        _load_state(network, weights, file)
+    else:
+        _load_state(network.backbone, _of(network, _without_head(weights)), file)
+
+
+def _of(network: Classifier, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the weights of the stages that a network of first stages does not have."""
+    if not isinstance(network, StagedClassifier):
+        return weights
+    mine = network.backbone.state_dict()
+    later = [name for name in weights if name.startswith((*_TOP, "blocks.")) and name not in mine]
+    return {name: tensor for name, tensor in weights.items() if name not in later}
 
 
 def _without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,183 @@
+"""Networks that read the texture of a cell: statistics of several stages, over the cell's own pixels.
+
+The mean and the deviation of each channel, as a description of texture, are those of style transfer
+(Huang & Belongie 2017, arXiv:1703.06868). The black around a cell is left out, so that the vector
+does not say how large the cell is, and subjects differ less in it than in a mean over the picture.
+"""
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.data.labels import ALL
+from training.zoo.classifier import Classifier, Explained
+from training.zoo.efficientnet import first_stages
+from training.zoo.heads import HEM, Head, OwnGradient
+
+# A pixel is the cell's if a colour is brighter, of 255. JPEG leaves less than this in the black.
+_BLACK: Final = 12.0
+_LEAST_PIXELS: Final = 1e-3
+_LEAST_VARIANCE: Final = 1e-8
+
+
+class Standardise(OwnGradient):
+    """Subtracts a mean and divides by a deviation, both of the training cells; set by `fit`."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def fit(self, vectors: Tensor) -> None:
+        """Take mean and deviation of vectors, shape ``(cells, width)``."""
+        self.mean.copy_(vectors.mean(dim=0))
+        # A channel that is the same in all cells says nothing, and must not be divided by 0.
+        self.deviation.copy_(vectors.std(dim=0).clamp_min(1e-4))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Standardise vectors, shape ``(batch, width)``."""
+        return (vectors - self.mean) / self.deviation
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """Carry a gradient back."""
+        return gradient / self.deviation
+
+
+class StatisticsHead(Head):
+    """One linear layer on standardised statistics.
+
+    Args:
+        width: Number of statistics.
+        dropout: Of single statistics.
+    """
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.standardise = Standardise(width)
+        self.dropout = nn.Dropout(dropout)
+        self.logits = nn.Linear(width, 2)
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        """Return what stands before the linear layer."""
+        return self.standardise, self.dropout
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Return statistics as they are: they have been pooled."""
+        return features
+
+
+class StagedClassifier(Classifier):
+    """The first stages of an EfficientNet, and one linear layer on the statistics of each of them.
+
+    Args:
+        backbone: A timm EfficientNet; what comes after its first `stages` is taken away.
+        stages: Number of stages.
+        scaling: Mean and deviation of each colour, 0..255, with which pictures are scaled.
+        dropout: In the head.
+    """
+
+    black: Tensor
+
+    def __init__(
+        self,
+        backbone: Any,
+        stages: int,
+        scaling: tuple[tuple[float, ...], tuple[float, ...]],
+        dropout: float = 0.0,
+    ) -> None:
+        widths = first_stages(backbone, stages)
+        super().__init__(backbone, StatisticsHead(2 * sum(widths), dropout))
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in scaling)
+        self.register_buffer("black", (_BLACK - mean) / std, persistent=False)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Return the statistics, shape ``(batch, 2 * channels of all stages)``."""
+        return torch.cat([part for view in self._views(images) for part in view.statistics()], dim=1)
+
+    def explain(self, images: Tensor) -> Explained[Tensor]:
+        """Return logits, standardised statistics and evidence; in evaluation mode only.
+
+        The evidence is the margin ``logit_ALL - logit_HEM`` itself, dealt out over the places of the
+        cell by gradient times activation, on the coarsest stage's grid: its sum is the margin, but for
+        the margin of the average training cell, which no place of this cell accounts for. (A mean is
+        linear, and a deviation homogeneous, in the activations: nothing is left over.)
+        """
+        views = self._views(images)
+        statistics = torch.cat([part for view in views for part in view.statistics()], dim=1)
+        standardised = self.head.layers()[0](statistics)
+        margin = self.head.logits.weight[ALL] - self.head.logits.weight[HEM]
+        standardise = self.head.layers()[0]
+        assert isinstance(standardise, Standardise)  # noqa: S101 - narrows the head's own layer
+        gradient = standardise.pull_back(margin)
+        average = (gradient * standardise.mean).sum() / len(views)
+        grid = views[-1].weights.shape[-2:]
+        evidence = torch.zeros_like(views[-1].weights[:, 0])
+        for view, (by_mean, by_deviation) in zip(views, self._by_view(gradient, views), strict=True):
+            evidence = evidence + view.evidence(by_mean, by_deviation, average, grid)
+        return Explained(self.head.logits(standardised), standardised, evidence)
+
+    def _views(self, images: Tensor) -> list["_StageView"]:
+        cell = (images > self.black).any(dim=1, keepdim=True).float()
+        features = self.backbone.bn1(self.backbone.conv_stem(images))
+        views = []
+        for stage in self.backbone.blocks:
+            features = stage(features)
+            views.append(_StageView(features.float(), cell))
+        return views
+
+    @staticmethod
+    def _by_view(gradient: Tensor, views: list["_StageView"]) -> list[tuple[Tensor, Tensor]]:
+        """Cut a gradient of all statistics into those of each stage's means and deviations."""
+        widths = [width for view in views for width in (view.channels, view.channels)]
+        parts = gradient.split(widths)
+        return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+class _StageView:
+    """One stage's feature map, seen through the cell.
+
+    Args:
+        features: Shape ``(batch, channels, h, w)``, float32.
+        cell: 1 on the cell and 0 beside it, shape ``(batch, 1, height, width)``.
+    """
+
+    def __init__(self, features: Tensor, cell: Tensor) -> None:
+        self.channels = int(features.shape[1])
+        share = functional.adaptive_avg_pool2d(cell, features.shape[-2:])
+        # Weights of the places, which sum to 1.
+        self.weights = share / share.sum(dim=(2, 3), keepdim=True).clamp_min(_LEAST_PIXELS)
+        self._features = features.flatten(2)
+        self._squares = self._features * self._features
+        # As products of matrices: far faster in ONNX Runtime than a product and a sum.
+        column = self.weights.flatten(2).transpose(1, 2)
+        self._mean = torch.bmm(self._features, column)
+        variance = torch.bmm(self._squares, column) - self._mean * self._mean
+        self._deviation = variance.clamp_min(_LEAST_VARIANCE).sqrt()
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of each channel, each of shape ``(batch, channels)``."""
+        return self._mean.flatten(1), self._deviation.flatten(1)
+
+    def evidence(self, by_mean: Tensor, by_deviation: Tensor, average: Tensor, grid: torch.Size) -> Tensor:
+        """Deal a weighted sum of the statistics out over the places.
+
+        Args:
+            by_mean: Weights of the means, shape ``(channels,)``.
+            by_deviation: Weights of the deviations, same shape.
+            average: What the sum is for the average cell: taken off, evenly over the cell.
+            grid: Height and width of the result; each divides the feature map's.
+
+        Returns:
+            Shape ``(batch, h, w)`` of the grid.
+        """
+        of_square = by_deviation / self._deviation.transpose(1, 2)
+        of_value = by_mean - of_square * self._mean.transpose(1, 2)
+        spread = torch.bmm(of_value, self._features) + torch.bmm(of_square, self._squares) - average
+        placed = spread.view(-1, 1, *self.weights.shape[-2:]) * self.weights
+        factor = placed.shape[-1] // grid[-1]
+        return functional.avg_pool2d(placed, factor)[:, 0] * factor**2
