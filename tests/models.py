@@ -26,7 +26,14 @@ PREPROCESSING = Preprocessing(
 
 
 def write_models(
-    root: Path, *, name: str = NAME, version: str = VERSION, seed: int = 0, active: bool = True, **changes: Any
+    root: Path,
+    *,
+    name: str = NAME,
+    version: str = VERSION,
+    seed: int = 0,
+    active: bool = True,
+    scores_novelty: bool = False,
+    **changes: Any,
 ) -> Path:
     """Write ``<name>/<version>/`` and ``active.json`` under `root`.
 
@@ -36,6 +43,7 @@ def write_models(
         version: Of the model.
         seed: Of its weights.
         active: Whether ``active.json`` shall name it.
+        scores_novelty: Whether its graph shall have the output ``novelty``.
         changes: Fields of the manifest to replace.
 
     Returns:
@@ -43,7 +51,7 @@ def write_models(
     """
     folder = root / name / version
     folder.mkdir(parents=True)
-    (folder / MODEL_FILE).write_bytes(build_graph(seed).SerializeToString())
+    (folder / MODEL_FILE).write_bytes(build_graph(seed, novelty=scores_novelty).SerializeToString())
     (folder / REPORT_FILE).write_text(json.dumps({"split": "none", "balanced_accuracy": 0.5}), encoding="utf-8")
     (folder / CARD_FILE).write_text("# A model for tests\n", encoding="utf-8")
     manifest = dataclasses.replace(make_manifest(folder, name, version), **changes)
@@ -53,8 +61,13 @@ def write_models(
     return root
 
 
-def build_graph(seed: int = 0, *, size_px: int = SIZE_PX, labels: int = 2, output: str = "logits") -> onnx.ModelProto:
-    """Build image → normalise → convolution → mean over the picture → logits, features and evidence."""
+def build_graph(
+    seed: int = 0, *, size_px: int = SIZE_PX, labels: int = 2, output: str = "logits", novelty: bool = False
+) -> onnx.ModelProto:
+    """Build image → normalise → convolution → mean over the picture → logits, features and evidence.
+
+    With `novelty` there is such an output, too: the mean of all bytes, since a cut-out cell is mostly black.
+    """
     rng = np.random.default_rng(seed)
     weights = {
         "mean": np.array(PREPROCESSING.mean, dtype=np.float32),
@@ -79,15 +92,19 @@ def build_graph(seed: int = 0, *, size_px: int = SIZE_PX, labels: int = 2, outpu
         helper.make_node("Conv", ["active", "margin"], ["map"]),
         helper.make_node("Squeeze", ["map", "channel"], ["evidence"]),
     ]
+    outputs = [
+        helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", labels]),
+        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 4]),
+        helper.make_tensor_value_info("evidence", TensorProto.FLOAT, ["batch", None, None]),
+    ]
+    if novelty:
+        nodes.append(helper.make_node("ReduceMean", ["float"], ["novelty"], axes=[1, 2, 3], keepdims=0))
+        outputs.append(helper.make_tensor_value_info("novelty", TensorProto.FLOAT, ["batch"]))
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size_px, size_px, 3])],
-        [
-            helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", labels]),
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 4]),
-            helper.make_tensor_value_info("evidence", TensorProto.FLOAT, ["batch", None, None]),
-        ],
+        outputs,
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from app.core.active import write_active
 from app.core.errors import LeukoscopeError
-from app.core.spec import write_active
 from training.data.index import INDEX_FILE, build_index, write_index
 from training.errors import TrainingError
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, Final, Literal, Self, get_args
 from app.core.errors import ManifestError
 
 SCHEMA_VERSION: Final = 1
-ACTIVE_FILE: Final = "active.json"
 MANIFEST_FILE: Final = "manifest.json"
 MODEL_FILE: Final = "model.onnx"
 REPORT_FILE: Final = "report.json"
@@ -20,11 +18,13 @@ CARD_FILE: Final = "MODEL_CARD.md"
 
 # The graph's input, uint8 of shape (batch, size_px, size_px, 3), and its float32 outputs: logits
 # (batch, labels); then, where the model has them, the vector that its last layer takes
-# (batch, width), and a signed map (batch, height, width) of what spoke for ALL (positive) or HEM.
+# (batch, width), a signed map (batch, height, width) of what spoke for ALL (positive) or HEM, and how
+# unlike the training cells the picture is (batch,).
 INPUT_NAME: Final = "image"
 LOGITS_NAME: Final = "logits"
 FEATURES_NAME: Final = "features"
 EVIDENCE_NAME: Final = "evidence"
+NOVELTY_NAME: Final = "novelty"
 
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Denoise = Literal["none", "median-3", "median-5"]
@@ -96,6 +96,23 @@ class ReviewBand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Novelty:
+    """When a picture counts as no cell of the kind that the model was measured on.
+
+    Attributes:
+        method: What the graph's output ``novelty`` is, in words.
+        threshold: Where it is higher, a person should look, whatever the label.
+    """
+
+    method: str
+    threshold: float
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.method, str) and bool(self.method), "novelty.method: a text")
+        _require(_finite(self.threshold) and self.threshold > 0, "novelty.threshold: a positive number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
     """One picture and the model's answer to it, stored at export and reproduced before serving.
 
@@ -158,6 +175,7 @@ class Manifest:
         provenance: Data, start weights, configuration, seed, code version; free form.
         licence: Of the weights, with attributions; free form.
         variants: The same model in other precisions, by their names.
+        novelty: How to use the graph's output ``novelty``; None where it has none.
     """
 
     name: str
@@ -174,6 +192,7 @@ class Manifest:
     provenance: dict[str, Any]
     licence: dict[str, Any]
     variants: dict[str, Variant] = field(default_factory=dict)
+    novelty: Novelty | None = None
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -217,6 +236,7 @@ class Manifest:
                     "review": ReviewBand(**_object(ReviewBand, raw["review"], "review")),
                     "golden": _golden(raw["golden"]),
                     "variants": {name: _variant(value) for name, value in raw.get("variants", {}).items()},
+                    "novelty": _novelty(raw.get("novelty")),
                 }
             )
         except (TypeError, AttributeError) as error:
@@ -263,29 +283,10 @@ def _golden(raw: object) -> Golden:
     return Golden(**values | {"logits": tuple(values["logits"])})
 
 
+def _novelty(raw: object) -> Novelty | None:
+    return None if raw is None else Novelty(**_object(Novelty, raw, "novelty"))
+
+
 def _variant(raw: object) -> Variant:
     values = _object(Variant, raw, "variants")
     return Variant(**values | {"logits": tuple(values["logits"])})
-
-
-def write_active(models: Path, name: str, version: str) -> None:
-    """Name in ``active.json`` the model that is to be served: whole or not at all.
-
-    Args:
-        models: The folder models/.
-        name: Of the model.
-        version: Of the model.
-
-    Raises:
-        OSError: The folder can't be written, or the disk is full; what was there is unchanged.
-    """
-    target = models / ACTIVE_FILE
-    part = target.with_suffix(".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, "version": version}, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -147,7 +147,8 @@ class Classifier:
             outputs = await admission.submit(image)
         except (InferenceError, DeviceMemoryError) as error:
             return error
-        prediction = postprocess(outputs.logits, self._model.manifest)
+        novelty = None if outputs.novelty is None else float(outputs.novelty)
+        prediction = postprocess(outputs.logits, self._model.manifest, novelty)
         self._count(prediction)
         return Answer(prediction, outputs)
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from app.core.active import ACTIVE_FILE, write_active
 from app.core.errors import ManifestError, ModelError, ModelIntegrityError, ModelNotFoundError
-from app.core.spec import ACTIVE_FILE, MANIFEST_FILE, REPORT_FILE, Manifest, write_active
+from app.core.spec import MANIFEST_FILE, REPORT_FILE, Manifest
 
 
 @dataclass(frozen=True, slots=True)

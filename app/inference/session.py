@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from app.core.errors import DeviceMemoryError, InferenceError, ModelIntegrityError
-from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, Manifest
+from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, NOVELTY_NAME, Manifest
 from app.inference.binding import BoundRunner
 from app.inference.providers import (
     CPU_PROVIDER,
@@ -28,7 +28,7 @@ from app.inference.providers import (
 )
 
 _LOG: Final = logging.getLogger(__name__)
-_OUTPUT_AXES: Final = {LOGITS_NAME: 2, FEATURES_NAME: 2, EVIDENCE_NAME: 3}
+_OUTPUT_AXES: Final = {LOGITS_NAME: 2, FEATURES_NAME: 2, EVIDENCE_NAME: 3, NOVELTY_NAME: 1}
 _GPU_MAX_BATCH: Final = 32
 # The largest batches that are tried on a CPU, in all and for each thread: measured on two cores, 1 to 4 pictures
 # for a thread answer most pictures a second.
@@ -47,11 +47,14 @@ class Outputs:
         features: The penultimate layer's output, shape ``(n, width)``.
         evidence: Where the model saw reasons: shape ``(n, height, width)`` over the picture's crop,
             positive for ALL, negative for HEM.
+        novelty: How unlike the training cells each picture is, shape ``(n,)``; the manifest says from where on
+            it is no cell.
     """
 
     logits: NDArray[np.float32]
     features: NDArray[np.float32] | None = None
     evidence: NDArray[np.float32] | None = None
+    novelty: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -60,13 +63,12 @@ class Outputs:
     def joined(cls, parts: "Sequence[Outputs]") -> Self:
         """Put the outputs of several calls behind one another; all have the same ones."""
         if len(parts) == 1:
-            return cls(parts[0].logits, parts[0].features, parts[0].evidence)
-        features = [part.features for part in parts if part.features is not None]
-        evidence = [part.evidence for part in parts if part.evidence is not None]
+            return cls(parts[0].logits, parts[0].features, parts[0].evidence, parts[0].novelty)
         return cls(
             np.concatenate([part.logits for part in parts]),
-            np.concatenate(features) if features else None,
-            np.concatenate(evidence) if evidence else None,
+            _joined([part.features for part in parts]),
+            _joined([part.evidence for part in parts]),
+            _joined([part.novelty for part in parts]),
         )
 
     def row(self, index: int) -> "Outputs":
@@ -75,7 +77,13 @@ class Outputs:
             self.logits[index],
             None if self.features is None else self.features[index],
             None if self.evidence is None else self.evidence[index],
+            None if self.novelty is None else self.novelty[index, ...],
         )
+
+
+def _joined(arrays: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    there = [array for array in arrays if array is not None]
+    return np.concatenate(there) if there else None
 
 
 class Session(Protocol):
@@ -246,7 +254,11 @@ def check_graph(inputs: Sequence[Node], outputs: Sequence[Node], manifest: Manif
     if logits != [[None, len(manifest.labels)]] or not found.items() <= known.items():
         raise ModelIntegrityError(
             f"The graph's outputs are {found}; wanted are {LOGITS_NAME} of shape (batch, {len(manifest.labels)}), "
-            f"and, if at all, {FEATURES_NAME} and {EVIDENCE_NAME}, each with its type and number of axes as in {known}."
+            f"and, if at all, others of {known}, each with its type and number of axes as there."
+        )
+    if manifest.novelty is not None and NOVELTY_NAME not in found:
+        raise ModelIntegrityError(
+            f"The manifest has a threshold for the output {NOVELTY_NAME}, but the graph's outputs are {sorted(found)}."
         )
 
 

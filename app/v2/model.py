@@ -26,6 +26,8 @@ IMAGE: Final = "image"
 ENCODED: Final = "encoded"
 LABELS: Final = "labels"
 
+NOVELTY: Final = "novelty"
+
 _LABELS_COUNT: Final = 2
 _OUTPUTS: Final = {
     spec.name: spec
@@ -35,6 +37,7 @@ _OUTPUTS: Final = {
         TensorSpec("label", "BYTES", (-1,)),
         TensorSpec("confidence", "FP32", (-1,)),
         TensorSpec("review", "BOOL", (-1,)),
+        TensorSpec(NOVELTY, "FP32", (-1,)),
     )
 }
 
@@ -61,7 +64,7 @@ def inputs_of(manifest: Manifest) -> dict[str, TensorSpec]:
 def outputs_of(manifest: Manifest) -> dict[str, TensorSpec]:
     """Return the outputs by name, in the order in which they are sent."""
     assert len(manifest.labels) == _LABELS_COUNT  # noqa: S101 - each manifest is checked for it
-    return _OUTPUTS
+    return {name: spec for name, spec in _OUTPUTS.items() if name != NOVELTY or manifest.novelty is not None}
 
 
 async def infer(
@@ -162,7 +165,7 @@ def _wanted(request: InferRequest, specs: dict[str, TensorSpec]) -> Sequence[Wan
 
 def _arrays(answers: Sequence[Answer], manifest: Manifest) -> dict[str, NDArray[Any]]:
     predictions = [answer.prediction for answer in answers]
-    return {
+    arrays: dict[str, NDArray[Any]] = {
         "probabilities": np.array(
             [[prediction.probabilities[label] for label in manifest.labels] for prediction in predictions], np.float32
         ),
@@ -171,3 +174,6 @@ def _arrays(answers: Sequence[Answer], manifest: Manifest) -> dict[str, NDArray[
         "confidence": np.array([prediction.confidence for prediction in predictions], np.float32),
         "review": np.array([prediction.review for prediction in predictions], np.bool_),
     }
+    if manifest.novelty is not None:
+        arrays[NOVELTY] = np.array([answer.outputs.novelty for answer in answers], np.float32)
+    return arrays

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.postprocess import LOW_CONFIDENCE, postprocess, softmax
-from app.core.spec import Manifest, ReviewBand
+from app.core.postprocess import LOW_CONFIDENCE, OUT_OF_DISTRIBUTION, postprocess, softmax
+from app.core.spec import Manifest, Novelty, ReviewBand
 from tests.models import NAME, VERSION
 
 
@@ -46,3 +46,22 @@ def test_review_band_is_of_the_probability_of_all(manifest: Manifest, difference
     prediction = postprocess(np.array([difference, 0.0]), banded)
     assert prediction.review is review
     assert prediction.reasons == ((LOW_CONFIDENCE,) if review else ())
+
+
+@pytest.mark.parametrize(
+    ("novelty", "flagged"), [(None, False), (0.0, False), (2.5, False), (2.6, True), (np.inf, True), (np.nan, True)]
+)
+def test_what_is_too_novel_is_for_a_person_whatever_its_label(
+    manifest: Manifest, novelty: float | None, flagged: bool
+) -> None:
+    scored = dataclasses.replace(manifest, novelty=Novelty(method="for tests", threshold=2.5))
+    sure = postprocess(np.array([9.0, 0.0]), scored, novelty)
+    assert sure.review is flagged
+    assert sure.reasons == ((OUT_OF_DISTRIBUTION,) if flagged else ())
+    unsure = postprocess(np.array([0.0, 0.0]), scored, novelty)
+    assert unsure.reasons == ((LOW_CONFIDENCE, OUT_OF_DISTRIBUTION) if flagged else (LOW_CONFIDENCE,))
+
+
+def test_without_a_threshold_nothing_is_too_novel(manifest: Manifest) -> None:
+    assert manifest.novelty is None
+    assert postprocess(np.array([9.0, 0.0]), manifest, 1e9).reasons == ()

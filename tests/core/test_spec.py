@@ -1,5 +1,6 @@
 """The manifest: what it keeps, and what it refuses."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.core.errors import ManifestError
-from app.core.spec import Manifest
+from app.core.spec import Manifest, Novelty
 from tests.models import NAME, VERSION
 
 
@@ -18,6 +19,14 @@ def manifest(models_dir: Path) -> Manifest:
 
 def test_round_trip(manifest: Manifest) -> None:
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_threshold_of_novelty_is_kept_and_may_be_missing(manifest: Manifest) -> None:
+    scored = dataclasses.replace(manifest, novelty=Novelty(method="for tests", threshold=2.5))
+    assert Manifest.from_json(scored.to_json()) == scored
+    raw = json.loads(manifest.to_json())
+    del raw["novelty"]
+    assert Manifest.from_json(json.dumps(raw)) == manifest
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,12 @@ def test_round_trip(manifest: Manifest) -> None:
         ("golden.atol", 0),
         ("golden.input_sha256", "0"),
         ("threshold", 0.5),
+        ("novelty", 2.5),
+        ("novelty", {"threshold": 2.5}),
+        ("novelty", {"method": "", "threshold": 2.5}),
+        ("novelty", {"method": "for tests", "threshold": 0}),
+        ("novelty", {"method": "for tests", "threshold": "2.5"}),
+        ("novelty", {"method": "for tests", "threshold": 2.5, "unit": "px"}),
     ],
 )
 def test_refuses(manifest: Manifest, path: str, value: object) -> None:
