@@ -31,24 +31,28 @@ def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> 
     return float(np.exp(best.x))
 
 
-def choose_review_band(probability: NDArray[np.float64], truth: NDArray[np.bool_], accuracy: float) -> ReviewBand:
+def choose_review_band(
+    probability: NDArray[np.float64], truth: NDArray[np.bool_], accuracy: float, sensitivity: float
+) -> ReviewBand:
     """Find the narrowest band around .5 outside which answers are right often enough.
 
     Args:
         probability: Of ALL, calibrated, shape ``(cells,)``.
         truth: Whether the cell is ALL, same shape.
         accuracy: Wanted share of right answers outside the band, 0..1.
+        sensitivity: Wanted share of ALL cells outside the band that are called ALL, 0..1.
 
     Returns:
-        A band symmetric about .5. Where no band reaches `accuracy`, the one that leaves the
-        surest twentieth of the cells unreviewed.
+        A band symmetric about .5. Where no band reaches both, the one that leaves the surest twentieth
+        of the cells unreviewed.
     """
     margin = np.abs(probability - 0.5)
-    correct = (probability >= 0.5) == truth
     order = np.argsort(-margin, kind="stable")
-    share = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
+    correct, positive = ((probability >= 0.5) == truth)[order], truth[order]
+    answered = np.arange(1, len(order) + 1)
+    found = np.cumsum(correct & positive) / np.cumsum(positive).clip(min=1)
     least = max(1, len(order) // 20)
-    enough = np.flatnonzero(share >= accuracy)
+    enough = np.flatnonzero((np.cumsum(correct) / answered >= accuracy) & (found >= sensitivity))
     kept = max(least, int(enough[-1]) + 1 if len(enough) else 0)
     half = float(margin[order[kept]]) if kept < len(order) else 0.0
     return ReviewBand(low=round(0.5 - half, 4), high=round(0.5 + half, 4))

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from app.core.spec import REPORT_FILE, Manifest
-from training.config import RunConfig
+from training.config import ProbeRunConfig, RunConfig
 from training.errors import RunError
+from training.run import classifier_config
 
 
-def model_card(config: RunConfig, report: dict[str, Any], version: str, data_licence: str) -> str:
+def model_card(config: RunConfig | ProbeRunConfig, report: dict[str, Any], version: str, data_licence: str) -> str:
     """Write the card of an exported model.
 
     Args:
@@ -27,7 +28,7 @@ def model_card(config: RunConfig, report: dict[str, Any], version: str, data_lic
         "For research use: it is not a medical device, and one cell's label is no diagnosis.",
         "## How it was measured",
         _split(report["split"]),
-        _disjoint(report["split"]),
+        _disjoint(config, report["split"]),
         "## What was measured",
         _figures(report),
         _review(report),
@@ -61,7 +62,7 @@ def card_of_folder(folder: Path) -> str:
         report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / REPORT_FILE}: can't be read: {error}") from error
-    config = RunConfig.model_validate(manifest.provenance["lineage"][0]["configuration"])
+    config = classifier_config(manifest.provenance["lineage"][0]["configuration"])
     return model_card(config, report, manifest.version, manifest.licence["data"])
 
 
@@ -79,8 +80,20 @@ _LIMITS = """\
 - The temperature and the review band come from few subjects; another site needs its own."""
 
 
-def _disjoint(split: dict[str, Any]) -> str:
+def _disjoint(config: RunConfig | ProbeRunConfig, split: dict[str, Any]) -> str:
     chosen = "Epoch, temperature, review band and threshold of novelty were chosen on the validation part."
+    if isinstance(config, ProbeRunConfig):
+        chosen = (
+            "The training and validation parts both taught the last layer; its penalty, the temperature and the review "
+            "band were chosen by holding their subjects out in turn, the threshold of novelty on the validation part."
+        )
+    if "judged_by" in split:
+        names = "; ".join(f"{other['name']} (sha256 `{other['sha256'][:16]}`)" for other in split["judged_by"])
+        return (
+            f"This model learnt from all subjects, so its recipe was judged: {len(split['judged_by'])} models of the "
+            "same configuration, each on subjects that it had not seen, their answers pooled to the test part below: "
+            f"{names}. {chosen}"
+        )
     if split.get("leaks", False):
         return f"**This split leaks: cells of one subject stand on several sides**, so the figures flatter. {chosen}"
     return f"Subjects of the test part were not trained on. {chosen}"
@@ -114,10 +127,22 @@ def _figures(report: dict[str, Any]) -> str:
     return "\n".join(rows) + (
         f"\n\nConfusion: of {tp + fn} ALL cells {tp} were called ALL and {fn} HEM; "
         f"of {fp + tn} HEM cells {tn} were called HEM and {fp} ALL. "
-        f"The exported graph, {_PRECISIONS[report['export'].get('precision', 'fp32')]}, reaches a weighted F1 of "
-        f"{report['export']['test']['weighted_f1']:.3f} and an AUROC of {report['export']['test']['auroc']:.3f} on the "
-        f"same cells. Temperature {report['temperature']:.3f}, fitted on the validation part "
-        f"(ECE without it {test['ece_without_temperature']:.3f})."
+        f"{_exported(report['export'])} Temperature {report['temperature']:.3f} "
+        f"(ECE without one {test['ece_without_temperature']:.3f})."
+    )
+
+
+def _exported(export: dict[str, Any]) -> str:
+    how, test = _PRECISIONS[export.get("precision", "fp32")], export["test"]
+    if test is None:
+        parity = export["parity"]
+        return (
+            f"The exported graph, {how}, was compared with the network on {parity['cells']} cells: no label differs, "
+            f"the largest relative difference of a logit is {parity['largest_relative_difference']:.1e}."
+        )
+    return (
+        f"The exported graph, {how}, reaches a weighted F1 of {test['weighted_f1']:.3f} and an AUROC of "
+        f"{test['auroc']:.3f} on the same cells."
     )
 
 
@@ -128,12 +153,17 @@ def _review(report: dict[str, Any]) -> str:
         return "undefined" if review[key] is None else f"{review[key]:.3f}"
 
     return (
-        f"Review band: P(ALL) from {band['low']} to {band['high']}, chosen on the validation part for an accuracy of "
-        f"{band['wanted_accuracy_outside']} outside it. On the test part it sends "
+        f"Review band: P(ALL) from {band['low']} to {band['high']}, chosen for an accuracy of "
+        f"{band['wanted_accuracy_outside']}{_and_sensitivity(band)} outside it. On the test part it sends "
         f"{share('share_sent_to_review')} of the cells to a person; outside it accuracy is "
         f"{share('accuracy_outside')}, sensitivity {share('sensitivity_outside')}, "
         f"specificity {share('specificity_outside')}."
     )
+
+
+def _and_sensitivity(band: dict[str, Any]) -> str:
+    wanted = band.get("wanted_sensitivity_outside")
+    return "" if wanted is None else f" and a sensitivity of {wanted}"
 
 
 def _novelty(report: dict[str, Any]) -> list[str]:
@@ -167,12 +197,21 @@ def _subjects(subjects: list[dict[str, Any]], novelty: dict[str, Any] | None) ->
     return "\n".join(rows)
 
 
-def _recipe(config: RunConfig) -> str:
-    source, fit, optimiser = config.input, config.fit, config.optimiser
+def _recipe(config: RunConfig | ProbeRunConfig) -> str:
+    source = config.input
     crop = "the whole picture" if source.crop_px is None else f"a centred crop of {source.crop_px} px"
-    return (
+    start = (
         f"Network `{config.model.network}`, started from: {config.model.start.licence}. "
         f"Input: {crop}, resized to {source.size_px} px ({source.resample}). "
+    )
+    if isinstance(config, ProbeRunConfig):
+        return start + (
+            "The network was left as it was; one linear layer on the mean and deviation of each stage's channels over "
+            "the cell's own pixels was solved by logistic regression, its penalty chosen by cross-validation over "
+            "subjects. The whole configuration is in `manifest.json`."
+        )
+    fit, optimiser = config.fit, config.optimiser
+    return start + (
         f"At most {fit.epochs} epochs of AdamW (learning rate {optimiser.backbone_lr:g} for the backbone, "
         f"{optimiser.head_lr:g} for the head), batch {fit.batch_size}, seed {config.seed}; the epoch was chosen by "
         "the cross-entropy on the validation part. The whole configuration is in `manifest.json`."

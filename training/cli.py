@@ -135,6 +135,10 @@ def evaluate_command(
     run: RunFolder,
     views: Annotated[int, typer.Option(help="Mirrored and turned views to average over: 1, 2, 4 or 8.")] = 1,
     pictures: Annotated[int, typer.Option(min=1, help="Pictures of each kind that is no cell, to judge novelty.")] = 24,
+    judged_by: Annotated[
+        list[Path] | None,
+        typer.Option(help="For a run on all subjects: an evaluated run of the same recipe; give it for each."),
+    ] = None,
 ) -> None:
     """Judge a fitted run on its test part, and write report.json, report.html and predictions.parquet."""
     from training.evaluate import evaluate
@@ -142,7 +146,7 @@ def evaluate_command(
 
     if views not in {1, 2, 4, 8}:
         raise typer.BadParameter(f"views are 1, 2, 4 or 8, not {views}")
-    report = evaluate(Run(run), views=views, pictures=pictures)
+    report = evaluate(Run(run), views=views, pictures=pictures, judged_by=[Run(one) for one in judged_by or ()])
     table = Table("figure", "validation", "test", title=report["split"]["name"])
     for name in ("cells", "weighted_f1", "auroc", "accuracy", "sensitivity", "specificity", "ece"):
         table.add_row(name, *(f"{report[part][name]:.4g}" for part in ("validation", "test")))

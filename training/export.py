@@ -26,7 +26,7 @@ from training.data.labels import ALL, LABELS
 from training.errors import ParityError, RunError
 from training.graph import Answers, Served, round_to_half, write_onnx
 from training.metrics import figures
-from training.novelty.judge import draw_pictures, judge
+from training.novelty.judge import describe_flagged, draw_pictures, judge
 from training.novelty.score import Novelty as NoveltyScore
 from training.parity import check_parity, onnx_logits, onnx_outputs
 from training.quantise import calibration_cells, quantise
@@ -78,7 +78,7 @@ def export(run: Run, models: Path, version: str, *, precision: Precision = "fp32
         folder.mkdir()
         parity = _write_graph(served, folder / MODEL_FILE, data, precision)
         answers = _answers(folder / MODEL_FILE, data)
-        report["export"] = parity | _judge_export(answers["test"], data, report, precision)
+        report["export"] = parity | _judge_export(answers, data, report, precision)
         report["novelty"] = _judge_novelty(folder / MODEL_FILE, answers, run, data, report)
         (folder / MODEL_REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         card = model_card(config, report, version, _DATA_LICENCE)
@@ -106,9 +106,9 @@ def _write_graph(served: Served, file: Path, data: Data, precision: Precision) -
 
 
 def _answers(file: Path, data: Data) -> dict[str, Answers[NDArray[np.float32]]]:
-    """What the graph that will be served says of validation and test cells."""
+    """What the graph that will be served says of validation and, where there are any, test cells."""
     parts = {"validation": data.split.validation, "test": data.split.test}
-    return {part: onnx_outputs(file, data.inputs[rows]) for part, rows in parts.items()}
+    return {part: onnx_outputs(file, data.inputs[rows]) for part, rows in parts.items() if len(rows)}
 
 
 def _judge_novelty(
@@ -118,7 +118,13 @@ def _judge_novelty(
     count = report["novelty"]["kinds"][0]["pictures"]
     drawn = draw_pictures(data, run.index().parent, run.config().input.spec(), count)
     of_pictures = {kind: onnx_outputs(file, images).novelty for kind, images in drawn.items()}
-    return judge({part: said.novelty for part, said in answers.items()}, of_pictures, data)
+    judged = judge(answers["validation"].novelty, of_pictures)
+    if "test" in answers:
+        return describe_flagged(judged, answers["test"].novelty > judged["threshold"], data.subjects[data.split.test])
+    # The runs that judged this one have flagged their test cells.
+    earlier = report["novelty"]
+    judged["cells_flagged"]["test"] = earlier["cells_flagged"]["test"]
+    return judged | {"subjects": earlier["subjects"]}
 
 
 def next_version(folder: Path) -> str:
@@ -132,8 +138,8 @@ def next_version(folder: Path) -> str:
 
 
 def _parity_cells(data: Data) -> NDArray[np.uint8]:
-    """Some cells of the test part, evenly over it."""
-    rows = data.split.test
+    """Some cells of the test part, or without one of the validation part, evenly over it."""
+    rows = data.split.test if len(data.split.test) else data.split.validation
     return np.ascontiguousarray(data.inputs[rows[:: max(1, len(rows) // _PARITY_CELLS)]][:_PARITY_CELLS])
 
 
@@ -196,10 +202,18 @@ def golden(model: Path, spec: Preprocessing) -> Golden:
 
 
 def _judge_export(
-    answers: Answers[NDArray[np.float32]], data: Data, report: dict[str, Any], precision: Precision
+    answers: dict[str, Answers[NDArray[np.float32]]], data: Data, report: dict[str, Any], precision: Precision
 ) -> dict[str, Any]:
-    """Measure what the graph that will be served says of the whole test part."""
-    probability = softmax(answers.logits, report["temperature"])[:, ALL]
+    """Measure what the graph that will be served says of the whole test part, if there is one.
+
+    Raises:
+        RunError: The loss of 8 bits is asked for without a test part.
+    """
+    if "test" not in answers:
+        if precision != "fp32":
+            raise RunError("the loss of 8 bits can't be stated without a test part; export a run that has one")
+        return {"test": None}
+    probability = softmax(answers["test"].logits, report["temperature"])[:, ALL]
     judged = figures(probability, data.targets[data.split.test] == ALL)
     test = {name: judged[name] for name in ("weighted_f1", "auroc", "accuracy", "ece")}
     if precision == "fp32":

@@ -28,7 +28,9 @@ def can_be_pooled(config: RunConfig, network: Classifier) -> bool:
     return config.model.freeze and config.augment.flips_only and network.head.learns_after_pooling
 
 
-def pooled_features(network: Classifier, config: RunConfig | ProbeRunConfig, data: Data, cache: Path) -> NDArray[np.float32]:
+def pooled_features(
+    network: Classifier, config: RunConfig | ProbeRunConfig, data: Data, cache: Path
+) -> NDArray[np.float32]:
     """Return each cell's pooled features, as it is and mirrored in every way.
 
     Args:
@@ -69,7 +71,7 @@ def _compute(module: Scaled, data: Data, variants: int, device: torch.device) ->
     return np.concatenate(parts)
 
 
-def _key(network: Classifier, config: RunConfig, data: Data) -> str:
+def _key(network: Classifier, config: RunConfig | ProbeRunConfig, data: Data) -> str:
     digest = hashlib.sha256(f"{config.input.model_dump_json()} {type(network.head).__name__}".encode())
     digest.update("\n".join(data.cells["sha256"]).encode())
     for name, tensor in network.backbone.state_dict().items():

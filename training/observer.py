@@ -1,7 +1,7 @@
 """Shows pictures to a run's network, and keeps what it says."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -10,9 +10,11 @@ from rich.progress import track
 from torch import Tensor
 
 from training.data.splits import Rows
-from training.module import CellModule
+from training.module import Scaled
 from training.novelty.stages import StageMeans
 from training.run import Run
+
+_BATCH: Final = 64
 
 
 class Seen(NamedTuple):
@@ -38,12 +40,10 @@ class Observer:
     """
 
     def __init__(self, run: Run) -> None:
-        config = run.config()
-        self._batch = 2 * config.fit.batch_size
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = run.load_network().to(memory_format=torch.channels_last)
         self._stages = StageMeans(network.backbone)
-        self._module = CellModule(network, config).eval().to(self._device)
+        self._module = Scaled(network, run.config().input.spec()).eval().to(self._device)
 
     @torch.inference_mode()
     def see(self, inputs: NDArray[Any], rows: Rows | None = None, *, views: int = 1) -> Seen:
@@ -55,10 +55,11 @@ class Observer:
             views: Mirrored and turned views of a picture whose logits are averaged: 1, 2, 4 or 8.
         """
         rows = np.arange(len(inputs)) if rows is None else rows
-        logits, vectors = [], []
-        for start in track(range(0, len(rows), self._batch), "Looking at pictures"):
-            images = torch.from_numpy(np.array(inputs[rows[start : start + self._batch]])).to(self._device)
-            seen = [(self._module.predict_logits(view), self._stages.take()) for view in seen_from(images, views)]
+        logits: list[NDArray[np.float64]] = []
+        vectors: list[NDArray[np.float32]] = []
+        for start in track(range(0, len(rows), _BATCH), "Looking at pictures"):
+            images = torch.from_numpy(np.array(inputs[rows[start : start + _BATCH]])).to(self._device)
+            seen = [(self._module(view), self._stages.take()) for view in seen_from(images, views)]
             logits.append(torch.stack([said for said, _ in seen]).mean(dim=0).cpu().numpy().astype(np.float64))
             vectors.append(seen[0][1].cpu().numpy())
         return Seen(np.concatenate(logits), np.concatenate(vectors))

@@ -22,7 +22,7 @@ from training.data.dataset import Data
 from training.data.labels import ALL
 from training.data.splits import Rows, cut_by_subject
 from training.frozen import pooled_features
-from training.run import HeldOut, Run
+from training.run import HeldOut
 from training.trainer import prepare
 from training.zoo.staged import StatisticsHead
 

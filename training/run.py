@@ -133,7 +133,7 @@ class Run:
         network.load_state_dict(load_file(self.folder / WEIGHTS_FILE))
         return network.eval()
 
-    def _settings(self) -> dict[str, object]:
+    def _settings(self) -> dict[str, Any]:
         return _read_settings(self.folder / CONFIG_FILE)
 
 

@@ -69,8 +69,8 @@ class SplitConfig(Table):
     """Who is trained on, chosen by and tested on.
 
     Attributes:
-        kind: ``all`` has no test part; ``fold`` tests on one official fold; ``preliminary`` on the preliminary test set;
-            ``subject`` draws test subjects at random. These keep every subject group on one side.
+        kind: ``all`` has no test part; ``fold`` tests on one official fold; ``preliminary`` on the
+            preliminary test set; ``subject`` draws test subjects at random. These keep every subject group on one side.
             ``image`` draws 70 % of the pictures, and halves the rest: it leaks.
         folds: The official folds that are used; None uses all that the index has.
         test_fold: For ``fold``.

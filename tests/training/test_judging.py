@@ -75,13 +75,22 @@ def test_the_temperature_undoes_a_known_sharpening(sharpness: float) -> None:
 
 def test_outside_the_review_band_answers_are_as_right_as_was_asked() -> None:
     probability, truth, _ = many(3)
-    band = choose_review_band(probability, truth, accuracy=0.95)
+    band = choose_review_band(probability, truth, accuracy=0.95, sensitivity=0)
     outside = (probability < band.low) | (probability > band.high)
     right = ((probability >= 0.5) == truth)[outside].mean()
     assert 0.94 <= right < 1
     assert 0 < outside.mean() < 1
 
 
+def test_the_band_grows_until_enough_blasts_are_found() -> None:
+    probability, truth, _ = many(3)
+    shifted = probability.clip(max=0.999) * 0.8  # too few are called ALL
+    bands = [choose_review_band(shifted, truth, accuracy=0.5, sensitivity=wanted) for wanted in (0.0, 0.95)]
+    assert bands[1].low < bands[0].low
+    answered = (shifted < bands[1].low) | (shifted > bands[1].high)
+    assert (shifted >= 0.5)[answered & truth].mean() >= 0.94
+
+
 def test_where_all_is_right_the_band_is_empty() -> None:
-    band = choose_review_band(np.array([0.9, 0.1]), np.array([True, False]), accuracy=0.95)
+    band = choose_review_band(np.array([0.9, 0.1]), np.array([True, False]), accuracy=0.95, sensitivity=0.95)
     assert band.low == band.high == 0.5

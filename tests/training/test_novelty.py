@@ -13,7 +13,7 @@ from tests.training.conftest import run_config
 from training.data.dataset import Data
 from training.data.drawn import draw_cell
 from training.errors import RunError
-from training.novelty.judge import draw_pictures, judge
+from training.novelty.judge import describe_flagged, draw_pictures, judge
 from training.novelty.kinds import KINDS, Kind, draw_kind
 from training.novelty.photographs import FOR_CHOOSING, FOR_TESTING, FROM_MICROSCOPES
 from training.novelty.score import Novelty, choose_threshold
@@ -166,9 +166,9 @@ def test_pictures_for_testing_show_no_cell_that_chose(data: Data, drawn_index: P
 def test_the_figures_are_shares_over_the_threshold(data: Data) -> None:
     count = len(data.split.test)
     test = np.where(np.arange(count) < count // 2, 1.0, 9.0).astype(np.float32)
-    scores = {"validation": np.ones(len(data.split.validation), np.float32), "test": test}
     pictures = {one.name: np.array([0.5, 9, 9, 9], np.float32) for one in KINDS}
-    report = judge(scores, pictures, data)
+    judged = judge(np.ones(len(data.split.validation), np.float32), pictures)
+    report = describe_flagged(judged, test > judged["threshold"], data.subjects[data.split.test])
     assert 1 <= report["threshold"] < 9
     assert report["cells_flagged"] == {"validation": 0.0, "test": pytest.approx(1 - count // 2 / count)}
     assert {one["flagged"] for one in report["kinds"]} == {0.75}

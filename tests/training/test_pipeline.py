@@ -27,7 +27,7 @@ from training.evaluate import evaluate
 from training.export import export, lineage, next_version
 from training.fit import fit
 from training.graph import Served, round_to_half
-from training.module import CellModule
+from training.module import CellModule, Scaled
 from training.novelty.judge import draw_pictures
 from training.novelty.score import Novelty
 from training.observer import seen_from
@@ -229,11 +229,11 @@ def test_more_views_are_averaged_and_kept_apart(fitted: Run) -> None:
     assert not np.allclose(one["logit_all"], eight["logit_all"])
     data = fitted.load_data()
     row = int(np.flatnonzero(data.cells["path"] == eight["path"][0])[0])
-    module = CellModule(fitted.load_network(), fitted.config()).eval()
+    module = Scaled(fitted.load_network(), fitted.config().input.spec()).eval()
     views = list(seen_from(torch.from_numpy(np.array(data.inputs[row : row + 1])), 8))
     assert len({view.numpy().tobytes() for view in views}) == 8
     with torch.inference_mode():
-        logits = torch.cat([module.predict_logits(view) for view in views]).mean(dim=0)
+        logits = torch.cat([module(view) for view in views]).mean(dim=0)
     assert eight["logit_all"][0] == pytest.approx(float(logits[0]), abs=1e-4)
 
 

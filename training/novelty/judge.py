@@ -26,6 +26,8 @@ Scores = NDArray[np.float32]
 def draw_pictures(data: Data, root: Path, spec: Preprocessing, count: int) -> Pictures:
     """Draw pictures of every kind; composed ones show validation cells for choosing, test cells for testing.
 
+    Without a test part, every other validation cell stands for it.
+
     Args:
         data: The run's data.
         root: The index file's folder.
@@ -38,7 +40,10 @@ def draw_pictures(data: Data, root: Path, spec: Preprocessing, count: int) -> Pi
     Raises:
         DataError: A cell can't be read.
     """
-    rows = {"choosing": data.split.validation, "testing": data.split.test}
+    validation, test = data.split.validation, data.split.test
+    rows = {"choosing": validation, "testing": test}
+    if len(test) == 0:
+        rows = {"choosing": validation[::2], "testing": validation[1::2]}
     cells = {use: read_pictures(data.cells[_spread(mine, _COMPOSED_OF)], root) for use, mine in rows.items()}
     return {
         kind.name: draw_kind(kind, cells[kind.use], count, spec, seed=_SEED)
@@ -46,20 +51,19 @@ def draw_pictures(data: Data, root: Path, spec: Preprocessing, count: int) -> Pi
     }
 
 
-def judge(scores: Mapping[str, Scores], pictures: Mapping[str, Scores], data: Data) -> dict[str, Any]:
+def judge(cells: Scores, pictures: Mapping[str, Scores]) -> dict[str, Any]:
     """Choose the threshold, and measure what it flags.
 
     Args:
-        scores: Of the cells of ``validation`` and ``test``, in the split's order.
+        cells: Scores of the validation cells.
         pictures: Of the drawn pictures, by the name of their kind.
-        data: The run's data.
 
     Returns:
-        What a report says of novelty. Validation cells and the kinds for choosing have chosen the threshold;
-        test cells and the other kinds have not.
+        What a report says of novelty, but for the test part (`describe_flagged`). Validation cells and
+        the kinds for choosing have chosen the threshold; the other kinds have not.
     """
     chosen_by = np.concatenate([pictures[kind.name] for kind in KINDS if kind.use == "choosing"])
-    threshold = choose_threshold(scores["validation"], chosen_by)
+    threshold = choose_threshold(cells, chosen_by)
     kinds = [
         {
             "kind": kind.name,
@@ -70,17 +74,29 @@ def judge(scores: Mapping[str, Scores], pictures: Mapping[str, Scores], data: Da
         }
         for kind in KINDS
     ]
-    test = data.subjects[data.split.test]
     return {
         "method": METHOD,
         "threshold": threshold,
-        "cells_flagged": {part: _share(values, threshold) for part, values in scores.items()},
         "no_cells_flagged": {
             use: float(np.mean([kind["flagged"] for kind in kinds if kind["no_cell"] and kind["use"] == use]))
             for use in ("choosing", "testing")
         },
         "kinds": kinds,
-        "subjects": {str(name): _share(scores["test"][test == name], threshold) for name in np.unique(test)},
+        "cells_flagged": {"validation": _share(cells, threshold)},
+    }
+
+
+def describe_flagged(judged: dict[str, Any], flagged: NDArray[np.bool_], subjects: NDArray[np.str_]) -> dict[str, Any]:
+    """Add what is flagged of the test part to what `judge` gave.
+
+    Args:
+        judged: Of `judge`.
+        flagged: Whether each test cell is.
+        subjects: Of each test cell.
+    """
+    return judged | {
+        "cells_flagged": judged["cells_flagged"] | {"test": float(flagged.mean())},
+        "subjects": {str(name): float(flagged[subjects == name].mean()) for name in np.unique(subjects)},
     }
 
 

@@ -48,4 +48,7 @@ def first_stages(backbone: Any, stages: int) -> list[int]:
         raise ValueError(f"the network has 1 to {len(backbone.blocks)} stages, not {stages}")
     backbone.blocks = backbone.blocks[:stages]
     del backbone.conv_head, backbone.bn2
-    return [int(stage[-1].bn3.num_features if hasattr(stage[-1], "bn3") else stage[-1].bn2.num_features) for stage in backbone.blocks]
+    return [
+        int(stage[-1].bn3.num_features if hasattr(stage[-1], "bn3") else stage[-1].bn2.num_features)
+        for stage in backbone.blocks
+    ]

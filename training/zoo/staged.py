@@ -134,7 +134,7 @@ class StagedClassifier(Classifier):
     def _by_view(gradient: Tensor, views: list["_StageView"]) -> list[tuple[Tensor, Tensor]]:
         """Cut a gradient of all statistics into those of each stage's means and deviations."""
         widths = [width for view in views for width in (view.channels, view.channels)]
-        parts = gradient.split(widths)
+        parts = torch.split(gradient, widths)
         return list(zip(parts[::2], parts[1::2], strict=True))
 
 
@@ -148,7 +148,7 @@ class _StageView:
 
     def __init__(self, features: Tensor, cell: Tensor) -> None:
         self.channels = int(features.shape[1])
-        share = functional.adaptive_avg_pool2d(cell, features.shape[-2:])
+        share = functional.adaptive_avg_pool2d(cell, (features.shape[-2], features.shape[-1]))
         # Weights of the places, which sum to 1.
         self.weights = share / share.sum(dim=(2, 3), keepdim=True).clamp_min(_LEAST_PIXELS)
         self._features = features.flatten(2)
