@@ -31,7 +31,8 @@ def model_card(config: RunConfig, report: dict[str, Any], version: str, data_lic
         "## What was measured",
         _figures(report),
         _review(report),
-        _subjects(report["test"]["subjects"]),
+        *_novelty(report),
+        _subjects(report["test"]["subjects"], report.get("novelty")),
         "## How it was made",
         _recipe(config),
         "## Limits",
@@ -72,14 +73,14 @@ _PRECISIONS = {
 _LIMITS = """\
 - One laboratory, one stain (Jenner-Giemsa, normalised), cells cut out on black: pictures made otherwise are outside
   what was measured. Check it on cells of your own before you use it.
-- A picture that shows no cell gets ALL or HEM all the same.
+- A picture that shows no cell gets ALL or HEM all the same, whether or not it is flagged for a person.
 - Labels are one expert's.
 - Cell size and brightness differ between the classes of this data set, and are partly habits of its subjects.
 - The temperature and the review band come from few subjects; another site needs its own."""
 
 
 def _disjoint(split: dict[str, Any]) -> str:
-    chosen = "Epoch, temperature and review band were chosen on the validation part."
+    chosen = "Epoch, temperature, review band and threshold of novelty were chosen on the validation part."
     if split.get("leaks", False):
         return f"**This split leaks: cells of one subject stand on several sides**, so the figures flatter. {chosen}"
     return f"Subjects of the test part were not trained on. {chosen}"
@@ -135,12 +136,34 @@ def _review(report: dict[str, Any]) -> str:
     )
 
 
-def _subjects(subjects: list[dict[str, Any]]) -> str:
-    rows = ["| test subject | label | cells | right | mean P(ALL) |", "|---|---|---|---|---|"]
+def _novelty(report: dict[str, Any]) -> list[str]:
+    """What is flagged as no cell; models of earlier times have no such figures."""
+    if "novelty" not in report:
+        return []
+    novelty = report["novelty"]
+    rows = ["| kind of picture | a cell | chose the threshold | pictures | flagged |", "|---|---|---|---|---|"]
     rows += [
-        f"| {s['subject']} | {s['label']} | {s['cells']} | {s['accuracy']:.3f} | {s['mean_probability_all']:.3f} |"
-        for s in subjects
+        f"| {k['kind']} | {'no' if k['no_cell'] else 'yes, but'} | {'yes' if k['use'] == 'choosing' else 'no'} "
+        f"| {k['pictures']} | {k['flagged']:.3f} |"
+        for k in novelty["kinds"]
     ]
+    words = (
+        f"Novelty ({novelty['method']}): a picture whose score is over {novelty['threshold']:.3f} is flagged "
+        f"`out-of-distribution`. On the test part {novelty['cells_flagged']['test']:.4f} of the cells are flagged "
+        f"(validation {novelty['cells_flagged']['validation']:.4f}); of pictures that are no cell, of kinds that chose "
+        f"nothing, {novelty['no_cells_flagged']['testing']:.3f}. The last kinds are cells, but not as the model was "
+        "taught them; that they are flagged is welcome, and not promised."
+    )
+    return [words, "\n".join(rows)]
+
+
+def _subjects(subjects: list[dict[str, Any]], novelty: dict[str, Any] | None) -> str:
+    head = ["test subject", "label", "cells", "right", "mean P(ALL)", *(["flagged as no cell"] if novelty else [])]
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for s in subjects:
+        cells = [s["subject"], s["label"], str(s["cells"]), f"{s['accuracy']:.3f}", f"{s['mean_probability_all']:.3f}"]
+        flagged = [f"{novelty['subjects'][s['subject']]:.3f}"] if novelty else []
+        rows.append(f"| {' | '.join([*cells, *flagged])} |")
     return "\n".join(rows)
 
 

@@ -115,6 +115,7 @@ def fit_command(
 def evaluate_command(
     run: RunFolder,
     views: Annotated[int, typer.Option(help="Mirrored and turned views to average over: 1, 2, 4 or 8.")] = 1,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures of each kind that is no cell, to judge novelty.")] = 24,
 ) -> None:
     """Judge a fitted run on its test part, and write report.json, report.html and predictions.parquet."""
     from training.evaluate import evaluate
@@ -122,11 +123,14 @@ def evaluate_command(
 
     if views not in {1, 2, 4, 8}:
         raise typer.BadParameter(f"views are 1, 2, 4 or 8, not {views}")
-    report = evaluate(Run(run), views=views)
+    report = evaluate(Run(run), views=views, pictures=pictures)
     table = Table("figure", "validation", "test", title=report["split"]["name"])
     for name in ("cells", "weighted_f1", "auroc", "accuracy", "sensitivity", "specificity", "ece"):
         table.add_row(name, *(f"{report[part][name]:.4g}" for part in ("validation", "test")))
+    novelty = report["novelty"]
+    table.add_row("flagged as no cell", *(f"{novelty['cells_flagged'][part]:.4g}" for part in ("validation", "test")))
     console.print(table)
+    console.print(f"Of pictures that are no cell, {novelty['no_cells_flagged']['testing']:.3f} are flagged.")
 
 
 @app.command("export")

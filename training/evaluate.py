@@ -1,44 +1,46 @@
 """Judge a fitted run: predictions, temperature, review band and a report of measured figures."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
-from rich.progress import track
-from torch import Tensor
 
 from app.core.postprocess import softmax
 from app.core.spec import ReviewBand
 from training.calibrate import choose_review_band, fit_temperature
-from training.data.datamodule import CellData
+from training.data.datamodule import balanced_weights
 from training.data.dataset import Data
 from training.data.labels import ALL, LABELS
 from training.data.splits import Rows
 from training.metrics import expected_calibration_error, figures, per_subject, subject_bootstrap
-from training.module import CellModule
+from training.novelty.judge import PICTURES_OF_A_KIND, draw_pictures, judge
+from training.novelty.score import Novelty
+from training.observer import Observer
 from training.page import WorstCell, report_page
-from training.run import PAGE_FILE, PREDICTIONS_FILE, REPORT_FILE, Run
+from training.run import NOVELTY_FILE, PAGE_FILE, PREDICTIONS_FILE, REPORT_FILE, Run
 
 # Outside the review band, nine answers in ten should be right on validation subjects. More would
 # send nearly all cells to a person, as long as single cells of unseen subjects are this hard.
 _WANTED_ACCURACY: Final = 0.9
 _WORST: Final = 24
+# Novelty is fitted on at most so many training cells; more change nothing.
+_FITTED_CELLS: Final = 2000
 
 
-def evaluate(run: Run, *, views: int = 1) -> dict[str, Any]:
+def evaluate(run: Run, *, views: int = 1, pictures: int = PICTURES_OF_A_KIND) -> dict[str, Any]:
     """Judge a run on its validation and test parts, and write its reports and predictions.
 
-    Temperature and review band come from the validation part; the test part decides nothing.
+    Temperature, review band and the threshold of novelty come from the validation part; the test
+    part decides nothing.
 
     Args:
         run: A fitted run.
         views: Mirrored and turned views of a cell whose logits are averaged: 1, 2, 4 or 8. A model
             is served with one view; the others go to files of their own.
+        pictures: How many pictures of each kind that is no cell are drawn, to judge novelty by.
 
     Returns:
         The report, as written to ``report.json``.
@@ -48,14 +50,16 @@ def evaluate(run: Run, *, views: int = 1) -> dict[str, Any]:
     """
     data = run.load_data()
     parts = {"validation": data.split.validation, "test": data.split.test}
-    logits = predict(run, data, np.concatenate(list(parts.values())), views)
+    observer = Observer(run)
+    seen = {part: observer.see(data.inputs, rows, views=views) for part, rows in parts.items()}
     truth = {part: data.targets[rows] == ALL for part, rows in parts.items()}
-    cut = len(parts["validation"])
-    by_part = {"validation": logits[:cut], "test": logits[cut:]}
+    by_part = {part: said.logits for part, said in seen.items()}
     temperature = fit_temperature(by_part["validation"], data.targets[parts["validation"]])
     probability = {part: softmax(values, temperature)[:, ALL] for part, values in by_part.items()}
     report = _describe_run(run, views) | {"split": _describe_split(data), "temperature": temperature}
-    report |= _judge(run, data, by_part, probability, truth)
+    vectors = {part: said.vectors for part, said in seen.items()}
+    report["novelty"], novel = _judge_novelty(run, data, observer, vectors, pictures)
+    report |= _judge(run, data, by_part, probability, truth, novel)
     kind = f"-{views}-views" if views > 1 else ""
     _write(run.folder / _with(REPORT_FILE, kind), json.dumps(report, indent=2) + "\n")
     worst = _worst_cells(data, probability["test"], truth["test"])
@@ -65,37 +69,19 @@ def evaluate(run: Run, *, views: int = 1) -> dict[str, Any]:
     return report
 
 
-def predict(run: Run, data: Data, rows: Rows, views: int = 1) -> NDArray[np.float64]:
-    """Return logits in float32 arithmetic, shape ``(rows, 2)``, averaged over views of each cell."""
-    config = run.config()
-    module = CellModule(run.load_network().to(memory_format=torch.channels_last), config).eval()
-    batches = CellData(data, batch_size=config.fit.batch_size).ordered(rows)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module.to(device)
-    with torch.inference_mode():
-        logits = [
-            torch.stack([module.predict_logits(view) for view in seen_from(batch.images.to(device), views)])
-            .mean(dim=0)
-            .cpu()
-            .numpy()
-            .astype(np.float64)
-            for batch in track(batches, "Judging cells")
-        ]
-    return np.concatenate(logits)
-
-
-def seen_from(images: Tensor, views: int) -> Iterator[Tensor]:
-    """Yield pictures, shape ``(batch, size, size, 3)``, as they are, mirrored, and turned by right angles.
-
-    Raises:
-        ValueError: `views` is not 1, 2, 4 or 8.
-    """
-    if views not in {1, 2, 4, 8}:
-        raise ValueError(f"views are 1, 2, 4 or 8, not {views}")
-    for view in range(views):
-        turned = torch.rot90(images, view // 4, dims=(1, 2))
-        mirrored = turned.flip(2) if view % 2 else turned
-        yield mirrored.flip(1) if view % 4 >= 2 else mirrored
+def _judge_novelty(
+    run: Run, data: Data, observer: Observer, vectors: dict[str, NDArray[np.float32]], count: int
+) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+    """Fit novelty on training cells and keep it; return its figures, and which test cells it flags."""
+    train = data.split.train[:: max(1, -(-len(data.split.train) // _FITTED_CELLS))]
+    weights = balanced_weights(data.targets[train], data.groups[train])
+    novelty = Novelty.fit(observer.see(data.inputs, train).vectors, weights)
+    novelty.save(run.folder / NOVELTY_FILE)
+    drawn = draw_pictures(data, run.index().parent, run.config().input.spec(), count)
+    of_cells = {part: novelty.score(values) for part, values in vectors.items()}
+    of_pictures = {kind: novelty.score(observer.see(images).vectors) for kind, images in drawn.items()}
+    judged = judge(of_cells, of_pictures, data)
+    return judged, of_cells["test"] > judged["threshold"]
 
 
 def _judge(
@@ -104,6 +90,7 @@ def _judge(
     logits: dict[str, NDArray[np.float64]],
     probability: dict[str, NDArray[np.float64]],
     truth: dict[str, NDArray[np.bool_]],
+    novel: NDArray[np.bool_],
 ) -> dict[str, Any]:
     """All measured figures of both parts."""
     rows = data.split.test
@@ -116,7 +103,7 @@ def _judge(
         | {
             "interval_95": interval,
             "ece_without_temperature": expected_calibration_error(softmax(logits["test"])[:, ALL], truth["test"]),
-            "review": _describe_review(band, probability["test"], truth["test"]),
+            "review": _describe_review(band, probability["test"], truth["test"], novel),
             "subjects": per_subject(probability["test"], truth["test"], data.subjects[rows]),
         },
     }
@@ -160,10 +147,10 @@ def _describe_split(data: Data) -> dict[str, Any]:
 
 
 def _describe_review(
-    band: ReviewBand, probability: NDArray[np.float64], truth: NDArray[np.bool_]
+    band: ReviewBand, probability: NDArray[np.float64], truth: NDArray[np.bool_], novel: NDArray[np.bool_]
 ) -> dict[str, float | None]:
-    """Share of cells in the band, and how right the answers outside it are."""
-    outside = (probability < band.low) | (probability > band.high)
+    """Share of cells in the band or too novel, and how right the answers to the others are."""
+    outside = ((probability < band.low) | (probability > band.high)) & ~novel
     guess = probability >= 0.5
 
     def right(mine: NDArray[np.bool_]) -> float | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from app.core.imaging import decode, preprocess
 from app.core.postprocess import softmax
-from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Golden, Manifest, Preprocessing, ReviewBand
+from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Golden, Manifest, Novelty, Preprocessing, ReviewBand
 from app.core.spec import REPORT_FILE as MODEL_REPORT_FILE
 from training.card import model_card
 from training.config import DataConfig
@@ -24,11 +24,13 @@ from training.data.dataset import Data
 from training.data.drawn import draw_cell
 from training.data.labels import ALL, LABELS
 from training.errors import ParityError, RunError
-from training.graph import Served, round_to_half, write_onnx
+from training.graph import Answers, Served, round_to_half, write_onnx
 from training.metrics import figures
-from training.parity import check_parity, onnx_logits
+from training.novelty.judge import draw_pictures, judge
+from training.novelty.score import Novelty as NoveltyScore
+from training.parity import check_parity, onnx_logits, onnx_outputs
 from training.quantise import calibration_cells, quantise
-from training.run import REPORT_FILE, Run
+from training.run import NOVELTY_FILE, REPORT_FILE, Run
 
 Precision = Literal["fp32", "int8"]
 
@@ -67,12 +69,17 @@ def export(run: Run, models: Path, version: str, *, precision: Precision = "fp32
     if target.exists():
         raise RunError(f"{target} exists; choose another version")
     report = _read_report(run)
-    served = Served(round_to_half(run.load_network()), config.input.spec()).eval()
+    novelty = NoveltyScore.load(run.folder / NOVELTY_FILE)
+    served = Served(round_to_half(run.load_network()), config.input.spec(), novelty).eval()
+    data = run.load_data()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         folder = Path(scratch) / version
         folder.mkdir()
-        report["export"] = _write_graph(served, folder / MODEL_FILE, run.load_data(), report, precision)
+        parity = _write_graph(served, folder / MODEL_FILE, data, precision)
+        answers = _answers(folder / MODEL_FILE, data)
+        report["export"] = parity | _judge_export(answers["test"], data, report, precision)
+        report["novelty"] = _judge_novelty(folder / MODEL_FILE, answers, run, data, report)
         (folder / MODEL_REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         card = model_card(config, report, version, _DATA_LICENCE)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
@@ -82,28 +89,36 @@ def export(run: Run, models: Path, version: str, *, precision: Precision = "fp32
     return target
 
 
-def _write_graph(
-    served: Served, file: Path, data: Data, report: dict[str, Any], precision: Precision
-) -> dict[str, Any]:
+def _write_graph(served: Served, file: Path, data: Data, precision: Precision) -> dict[str, Any]:
     """Write the graph and say how far it is from the network."""
-    size_px = served.spec.size_px
-    write_onnx(served, size_px, file, half=precision == "fp32")
+    write_onnx(served, served.spec.size_px, file, half=precision == "fp32")
     parity = asdict(check_parity(served, file, _parity_cells(data)))
     if precision == "fp32":
-        test = _judge_export(file, data, report)
-        _check_figures(test, report)
-        return {"precision": precision, "bytes": file.stat().st_size, "parity": parity, "test": test}
+        return {"precision": precision, "bytes": file.stat().st_size, "parity": parity}
     cells = calibration_cells(data.inputs, data.split.train)
     quantise(file, file, cells)
-    test = _judge_export(file, data, report)
     return {
         "precision": precision,
         "bytes": file.stat().st_size,
         "calibration": f"{len(cells)} cells of the training part",
         "parity_before_quantising": parity,
-        "test": test,
-        "loss": {name: report["test"][name] - value for name, value in test.items()},
     }
+
+
+def _answers(file: Path, data: Data) -> dict[str, Answers[NDArray[np.float32]]]:
+    """What the graph that will be served says of validation and test cells."""
+    parts = {"validation": data.split.validation, "test": data.split.test}
+    return {part: onnx_outputs(file, data.inputs[rows]) for part, rows in parts.items()}
+
+
+def _judge_novelty(
+    file: Path, answers: dict[str, Answers[NDArray[np.float32]]], run: Run, data: Data, report: dict[str, Any]
+) -> dict[str, Any]:
+    """Choose the threshold anew for the graph that will be served: rounding and 8 bits move its scores a little."""
+    count = report["novelty"]["kinds"][0]["pictures"]
+    drawn = draw_pictures(data, run.index().parent, run.config().input.spec(), count)
+    of_pictures = {kind: onnx_outputs(file, images).novelty for kind, images in drawn.items()}
+    return judge({part: said.novelty for part, said in answers.items()}, of_pictures, data)
 
 
 def next_version(folder: Path) -> str:
@@ -144,6 +159,7 @@ def _manifest(run: Run, report: dict[str, Any], version: str, folder: Path) -> M
             "lineage": lineage(config),
             "software": {name: installed_version(name) for name in ("leukoscope", "torch", "timm", "onnx")},
         },
+        novelty=Novelty(method=report["novelty"]["method"], threshold=report["novelty"]["threshold"]),
         licence={"weights": "Apache-2.0", "start_weights": config.model.start.licence, "data": _DATA_LICENCE},
     )
 
@@ -179,12 +195,17 @@ def golden(model: Path, spec: Preprocessing) -> Golden:
     )
 
 
-def _judge_export(model: Path, data: Data, report: dict[str, Any]) -> dict[str, float]:
-    """Measure the graph that will be served on the whole test part."""
-    rows = data.split.test
-    probability = softmax(onnx_logits(model, data.inputs[rows]), report["temperature"])[:, ALL]
-    judged = figures(probability, data.targets[rows] == ALL)
-    return {name: judged[name] for name in ("weighted_f1", "auroc", "accuracy", "ece")}
+def _judge_export(
+    answers: Answers[NDArray[np.float32]], data: Data, report: dict[str, Any], precision: Precision
+) -> dict[str, Any]:
+    """Measure what the graph that will be served says of the whole test part."""
+    probability = softmax(answers.logits, report["temperature"])[:, ALL]
+    judged = figures(probability, data.targets[data.split.test] == ALL)
+    test = {name: judged[name] for name in ("weighted_f1", "auroc", "accuracy", "ece")}
+    if precision == "fp32":
+        _check_figures(test, report)
+        return {"test": test}
+    return {"test": test, "loss": {name: report["test"][name] - value for name, value in test.items()}}
 
 
 def _check_figures(exported: dict[str, float], report: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Generic, NamedTuple
 
 import numpy as np
 import onnx
@@ -11,24 +12,53 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, Preprocessing
+from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, NOVELTY_NAME, Preprocessing
 from training.errors import RunError
 from training.module import Normalise
-from training.zoo.classifier import Classifier, Explained
+from training.novelty.score import Novelty
+from training.novelty.stages import StageMeans
+from training.zoo.classifier import Classifier, Values
+
+OUTPUT_NAMES = (LOGITS_NAME, FEATURES_NAME, EVIDENCE_NAME, NOVELTY_NAME)
+
+
+class Answers(NamedTuple, Generic[Values]):
+    """What the served graph says of a batch, in the order of `OUTPUT_NAMES`.
+
+    Attributes:
+        logits: Shape ``(batch, 2)``.
+        features: What the last linear layer takes, shape ``(batch, width)``.
+        evidence: Where the picture speaks for ALL (positive) or HEM (negative), shape ``(batch, h, w)``.
+        novelty: How unlike the training cells the picture is, shape ``(batch,)``.
+    """
+
+    logits: Values
+    features: Values
+    evidence: Values
+    novelty: Values
 
 
 class Served(nn.Module):
-    """A network with the service's interface: pictures in, the scaling inside."""
+    """A network with the service's interface: pictures in, the scaling inside, novelty scored.
 
-    def __init__(self, network: Classifier, spec: Preprocessing) -> None:
+    Args:
+        network: In evaluation mode.
+        spec: Its preprocessing.
+        novelty: Scores the means of its stages.
+    """
+
+    def __init__(self, network: Classifier, spec: Preprocessing, novelty: Novelty) -> None:
         super().__init__()
         self.network = network
+        self.novelty = novelty
+        self.stages = StageMeans(network.backbone)
         self.spec = spec
         self.normalise = Normalise(spec)
 
-    def forward(self, image: Tensor) -> Explained[Tensor]:
-        """Return logits, features and evidence of pictures ``(batch, size, size, 3)``, uint8."""
-        return self.network.explain(self.normalise(image.permute(0, 3, 1, 2)))
+    def forward(self, image: Tensor) -> Answers[Tensor]:
+        """Return logits, features, evidence and novelty of pictures ``(batch, size, size, 3)``, uint8."""
+        explained = self.network.explain(self.normalise(image.permute(0, 3, 1, 2)))
+        return Answers(*explained, self.novelty(self.stages.take()))
 
 
 def round_to_half(network: Classifier) -> Classifier:
@@ -50,7 +80,7 @@ def write_onnx(served: nn.Module, size_px: int, file: Path, *, half: bool = True
             served,
             (example,),
             input_names=[INPUT_NAME],
-            output_names=[LOGITS_NAME, FEATURES_NAME, EVIDENCE_NAME],
+            output_names=list(OUTPUT_NAMES),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             dynamo=True,
             optimize=False,

@@ -81,9 +81,11 @@ def report_page(
         _figures(report),
         _classes(test["per_class"]),
         f'<h2>Plots of the test part</h2><div class="row">{"".join(drawn)}</div>',
+        "<h2>What is no cell</h2>",
+        _novelty(report["novelty"]),
         "<h2>Subjects of the test part</h2>",
         plots.subjects(test["subjects"]),
-        _subjects(test["subjects"]),
+        _subjects(test["subjects"], report["novelty"]["subjects"]),
         "<h2>Cells that went most wrong</h2>",
         f'<div class="row">{"".join(map(_cell, worst))}</div>',
     ]
@@ -130,12 +132,39 @@ def _classes(classes: dict[str, Any]) -> str:
     return _table(("class (test)", "cells", "precision", "recall", "F1"), rows)
 
 
-def _subjects(subjects: list[dict[str, Any]]) -> str:
+def _novelty(novelty: dict[str, Any]) -> str:
     rows = [
-        (s["subject"], s["label"], s["cells"], f"{s['accuracy']:.3f}", f"{s['mean_probability_all']:.3f}")
+        (
+            kind["kind"],
+            "no" if kind["no_cell"] else "yes, but",
+            "yes" if kind["use"] == "choosing" else "no",
+            kind["pictures"],
+            f"{kind['flagged']:.3f}",
+        )
+        for kind in novelty["kinds"]
+    ]
+    cells = novelty["cells_flagged"]
+    return (
+        f"<p>A picture whose novelty ({html.escape(novelty['method'])}) is over {novelty['threshold']:.3f} is flagged. "
+        f"Of the test cells {cells['test']:.4f} are, of the validation cells {cells['validation']:.4f}; of pictures "
+        f"that are no cell, of kinds that chose nothing, {novelty['no_cells_flagged']['testing']:.3f}.</p>"
+        + _table(("kind of picture", "a cell", "chose the threshold", "pictures", "flagged"), rows)
+    )
+
+
+def _subjects(subjects: list[dict[str, Any]], flagged: dict[str, float]) -> str:
+    rows = [
+        (
+            s["subject"],
+            s["label"],
+            s["cells"],
+            f"{s['accuracy']:.3f}",
+            f"{s['mean_probability_all']:.3f}",
+            f"{flagged[s['subject']]:.3f}",
+        )
         for s in subjects
     ]
-    return _table(("subject", "label", "cells", "right", "mean P(ALL)"), rows)
+    return _table(("subject", "label", "cells", "right", "mean P(ALL)", "flagged as no cell"), rows)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

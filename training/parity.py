@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import nn
 
-from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME
+from app.core.spec import INPUT_NAME
 from training.errors import ParityError
-from training.zoo.classifier import Explained
+from training.graph import OUTPUT_NAMES, Answers
 
 RELATIVE_TOLERANCE: Final = 1e-4
-_NAMES: Final = (LOGITS_NAME, FEATURES_NAME, EVIDENCE_NAME)
 _BATCH: Final = 16
 
 
@@ -32,6 +31,7 @@ class Parity:
         feature_difference: Of a feature, relative to the largest of its picture; the median over the
             pictures, since a unit on the edge of its ReLU may stand on either side of it.
         evidence_difference: Of a place's evidence, likewise.
+        novelty_difference: Of the novelty, relative to itself; the median over the pictures.
     """
 
     cells: int
@@ -39,16 +39,17 @@ class Parity:
     labels_differing: int
     feature_difference: float
     evidence_difference: float
+    novelty_difference: float
 
 
-def onnx_outputs(model: Path, images: NDArray[np.uint8]) -> Explained[NDArray[np.float32]]:
+def onnx_outputs(model: Path, images: NDArray[np.uint8]) -> Answers[NDArray[np.float32]]:
     """Run an exported graph on the CPU, on pictures ``(batch, size, size, 3)``."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     parts = [
-        session.run(_NAMES, {INPUT_NAME: images[start : start + _BATCH]})
+        session.run(OUTPUT_NAMES, {INPUT_NAME: images[start : start + _BATCH]})
         for start in track(range(0, len(images), _BATCH), "Running the graph")
     ]
-    return Explained(*(np.concatenate(output) for output in zip(*parts, strict=True)))
+    return Answers(*(np.concatenate(output) for output in zip(*parts, strict=True)))
 
 
 def onnx_logits(model: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -72,7 +73,7 @@ def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8]) -> 
     """
     with torch.inference_mode():
         parts = [network(torch.from_numpy(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
-    expected = Explained(*(torch.cat(output).numpy() for output in zip(*parts, strict=True)))
+    expected = Answers(*(torch.cat(output).numpy() for output in zip(*parts, strict=True)))
     actual = onnx_outputs(model, images)
     parity = Parity(
         cells=len(images),
@@ -80,8 +81,14 @@ def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8]) -> 
         labels_differing=int((actual.logits.argmax(axis=1) != expected.logits.argmax(axis=1)).sum()),
         feature_difference=float(np.median(_differences(actual.features, expected.features))),
         evidence_difference=float(np.median(_differences(actual.evidence, expected.evidence))),
+        novelty_difference=float(np.median(_differences(actual.novelty, expected.novelty))),
     )
-    largest = max(parity.largest_relative_difference, parity.feature_difference, parity.evidence_difference)
+    largest = max(
+        parity.largest_relative_difference,
+        parity.feature_difference,
+        parity.evidence_difference,
+        parity.novelty_difference,
+    )
     if not largest <= RELATIVE_TOLERANCE or parity.labels_differing:
         raise ParityError(f"the exported graph differs from the network: {parity}")
     return parity

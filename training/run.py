@@ -19,6 +19,7 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 PREDICTIONS_FILE: Final = "predictions.parquet"
 REPORT_FILE: Final = "report.json"
 PAGE_FILE: Final = "report.html"
+NOVELTY_FILE: Final = "novelty.safetensors"
 CHECKPOINTS: Final = "checkpoints"
 
 

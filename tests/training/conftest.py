@@ -1,13 +1,19 @@
 """Small data sets and configurations for the tests of the training."""
 
+import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from training.config import FeatureRunConfig, RunConfig
 from training.data.drawn import write_dataset
 from training.data.index import INDEX_FILE, build_index, write_index
+from training.novelty.score import Novelty
+from training.novelty.stages import StageMeans
+from training.zoo import Classifier
 
 INPUT = {"crop_px": 320, "size_px": 40, "resample": "bilinear", "mean": [127.0] * 3, "std": [128.0] * 3}
 SPLIT = {"kind": "subject", "parts": 3}
@@ -56,6 +62,15 @@ def write_toml(config: RunConfig, file: Path) -> Path:
             lines.append(f"{key} = {json.dumps(value)}")
     file.write_text("\n".join(lines + tables))
     return file
+
+
+def some_novelty(network: Classifier, size_px: int) -> Novelty:
+    """A score for a network, fitted on a few pictures of noise."""
+    watched = copy.deepcopy(network).eval()
+    stages = StageMeans(watched.backbone)
+    with torch.no_grad():
+        watched(torch.randn(8, 3, size_px, size_px, generator=torch.Generator().manual_seed(0)))
+    return Novelty.fit(stages.take().numpy(), np.full(8, 1 / 8))
 
 
 @pytest.fixture(scope="session")

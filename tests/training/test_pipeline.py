@@ -23,11 +23,14 @@ from training.data.arrays import load_inputs, read_cells
 from training.data.index import load_index
 from training.distil import distil, unexplained_variance
 from training.errors import ConfigError, DataError, ParityError, RunError
-from training.evaluate import evaluate, seen_from
+from training.evaluate import evaluate
 from training.export import export, lineage, next_version
 from training.fit import fit
 from training.graph import Served, round_to_half
 from training.module import CellModule
+from training.novelty.judge import draw_pictures
+from training.novelty.score import Novelty
+from training.observer import seen_from
 from training.parity import check_parity, onnx_outputs
 from training.quantise import calibration_cells
 from training.run import Run
@@ -38,7 +41,7 @@ from training.zoo import create
 def fitted(drawn_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run, trained and judged."""
     run = fit(run_config(), drawn_index, tmp_path_factory.mktemp("runs") / "tiny", progress=False).run
-    evaluate(run)
+    evaluate(run, pictures=2)
     return run
 
 
@@ -46,6 +49,12 @@ def fitted(drawn_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def exported(fitted: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder."""
     return export(fitted, tmp_path_factory.mktemp("models"), "1.2.3")
+
+
+def served_by(run: Run) -> Served:
+    """What an export of a run computes."""
+    novelty = Novelty.load(run.folder / "novelty.safetensors")
+    return Served(round_to_half(run.load_network()), run.config().input.spec(), novelty).eval()
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -201,7 +210,7 @@ def test_a_split_that_leaks_says_so_everywhere(drawn_index: Path, tmp_path: Path
         fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"},
     )
     run = fit(config, drawn_index, tmp_path / "leaking", progress=False).run
-    report = evaluate(run)
+    report = evaluate(run, pictures=2)
     assert report["split"]["leaks"]
     assert "LEAKING" in report["split"]["name"]
     assert "This split leaks" in (run.folder / "report.html").read_text()
@@ -212,7 +221,7 @@ def test_a_split_that_leaks_says_so_everywhere(drawn_index: Path, tmp_path: Path
 
 def test_more_views_are_averaged_and_kept_apart(fitted: Run) -> None:
     before = (fitted.folder / "report.json").read_bytes()
-    report = evaluate(fitted, views=8)
+    report = evaluate(fitted, views=8, pictures=2)
     assert report["views"] == 8
     assert (fitted.folder / "report.json").read_bytes() == before
     assert (fitted.folder / "report-8-views.html").is_file()
@@ -308,15 +317,43 @@ def test_the_exported_graph_stores_half_and_computes_what_the_network_does(expor
     graph = onnx.load(exported / MODEL_FILE)
     assert (exported / MODEL_FILE).stat().st_size < 25_000_000
     assert graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    served = Served(round_to_half(fitted.load_network()), fitted.config().input.spec()).eval()
+    served = served_by(fitted)
     images = np.random.default_rng(0).integers(0, 256, size=(5, 40, 40, 3), dtype=np.uint8)
     assert check_parity(served, exported / MODEL_FILE, images).cells == 5
     outputs = [(node.name, len(node.type.tensor_type.shape.dim)) for node in graph.graph.output]
-    assert outputs == [("logits", 2), ("features", 2), ("evidence", 3)]
+    assert outputs == [("logits", 2), ("features", 2), ("evidence", 3), ("novelty", 1)]
+
+
+def test_novelty_is_fitted_judged_and_shipped(exported: Path, fitted: Run) -> None:
+    report = json.loads((exported / "report.json").read_text())["novelty"]
+    manifest = Manifest.load(exported)
+    assert manifest.novelty is not None
+    assert (manifest.novelty.method, manifest.novelty.threshold) == (report["method"], report["threshold"])
+    data = fitted.load_data()
+    of_cells = onnx_outputs(exported / MODEL_FILE, data.inputs[data.split.test]).novelty
+    assert report["cells_flagged"]["test"] == pytest.approx((of_cells > report["threshold"]).mean())
+    drawn = draw_pictures(data, fitted.index().parent, fitted.config().input.spec(), 2)
+    for kind in report["kinds"]:
+        scores = onnx_outputs(exported / MODEL_FILE, drawn[kind["kind"]]).novelty
+        assert kind["flagged"] == (scores > report["threshold"]).mean(), kind["kind"]
+    card = (exported / CARD_FILE).read_text()
+    page = (fitted.folder / "report.html").read_text()
+    for text in (card, page):
+        assert all(name in text for name in ("smear field", "cell cut by the border", "out of focus"))
+    assert f"{report['threshold']:.3f}" in card
+
+
+def test_an_export_without_fitted_novelty_wants_an_evaluation(fitted: Run, tmp_path: Path) -> None:
+    old = Run(tmp_path / "old")
+    old.folder.mkdir()
+    for name in ("config.json", "weights.safetensors", "report.json"):
+        (old.folder / name).write_bytes((fitted.folder / name).read_bytes())
+    with pytest.raises(RunError, match="evaluate the run anew"):
+        export(old, tmp_path / "models", "1.0.0")
 
 
 def test_parity_notices_a_wrong_graph(exported: Path, fitted: Run) -> None:
-    served = Served(round_to_half(fitted.load_network()), fitted.config().input.spec()).eval()
+    served = served_by(fitted)
     with torch.no_grad():
         served.network.head.logits.bias.add_(torch.tensor([0.01, 0.0]))
     images = np.zeros((2, 40, 40, 3), dtype=np.uint8)
@@ -365,7 +402,7 @@ def test_the_commands_from_folder_to_model(drawn_index: Path, tmp_path: Path) ->
     for words in (
         ["index", str(drawn_index.parent), "--out", index],
         ["fit", str(config), "--index", index, "--out", run],
-        ["evaluate", run],
+        ["evaluate", run, "--pictures", "2"],
         ["export", run, "--version", "0.1.0", "--models", models, "--activate"],
     ):
         result = CliRunner().invoke(app, words)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from app.core.spec import Preprocessing
+from tests.training.conftest import some_novelty
 from training.graph import Served, round_to_half, write_onnx
 from training.parity import check_parity
 from training.zoo import Classifier, create, least_px, names
@@ -90,12 +91,14 @@ def test_the_evidence_is_grad_cam_of_the_margin(name: str, network: Classifier) 
 
 def test_the_exported_graph_computes_what_the_network_does(name: str, network: Classifier, tmp_path: Path) -> None:
     spec = Preprocessing(crop_px=None, size_px=side(name), resample="nearest", mean=(127.0,) * 3, std=(128.0,) * 3)
-    served = Served(round_to_half(copy.deepcopy(network)), spec).eval()
+    rounded = round_to_half(copy.deepcopy(network))
+    served = Served(rounded, spec, some_novelty(rounded, spec.size_px)).eval()
     write_onnx(served, spec.size_px, tmp_path / "model.onnx")
     images = np.random.default_rng(0).integers(0, 256, size=(3, spec.size_px, spec.size_px, 3), dtype=np.uint8)
     parity = check_parity(served, tmp_path / "model.onnx", images)
     assert parity.cells == 3
     halves = sum(weight.numel() for weight in network.parameters()) * 2
+    halves += served.novelty.whitening.numel() * 2
     assert (tmp_path / "model.onnx").stat().st_size < 1.1 * halves + 1_000_000
 
 

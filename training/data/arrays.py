@@ -3,14 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import track
 
 from app.core.errors import ImageError
@@ -18,6 +20,8 @@ from app.core.imaging import decode, preprocess
 from app.core.spec import Preprocessing
 from training.data.labels import LABELS
 from training.errors import DataError
+
+Made = TypeVar("Made")
 
 
 def load_inputs(cells: pl.DataFrame, root: Path, spec: Preprocessing, cache: Path) -> NDArray[np.uint8]:
@@ -46,8 +50,16 @@ def load_inputs(cells: pl.DataFrame, root: Path, spec: Preprocessing, cache: Pat
 
 def read_cells(cells: pl.DataFrame, root: Path, spec: Preprocessing) -> NDArray[np.uint8]:
     """Return the preprocessed pictures of a few cells, without a cache; see `load_inputs`."""
-    rows = zip(cells["path"], cells["sha256"], strict=True)
-    return np.stack(list(_read_all(root, rows, spec)))
+    return np.stack(list(_read_all(root, cells, lambda picture: preprocess(picture, spec))))
+
+
+def read_pictures(cells: pl.DataFrame, root: Path) -> list[Image.Image]:
+    """Return the pictures of a few cells as they are, in mode ``RGB``.
+
+    Raises:
+        DataError: As `load_inputs`.
+    """
+    return list(_read_all(root, cells, lambda picture: picture))
 
 
 def targets(cells: pl.DataFrame) -> NDArray[np.int64]:
@@ -60,9 +72,9 @@ def _write(file: Path, cells: pl.DataFrame, root: Path, spec: Preprocessing) -> 
     part = file.with_suffix(f".part{os.getpid()}")
     shape = (len(cells), spec.size_px, spec.size_px, 3)
     array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-    rows = zip(cells["path"], cells["sha256"], strict=True)
+    made = _read_all(root, cells, lambda picture: preprocess(picture, spec))
     try:
-        for number, picture in enumerate(track(_read_all(root, rows, spec), "Decoding cells", total=len(cells))):
+        for number, picture in enumerate(track(made, "Decoding cells", total=len(cells))):
             array[number] = picture
         array.flush()
         part.replace(file)
@@ -70,14 +82,14 @@ def _write(file: Path, cells: pl.DataFrame, root: Path, spec: Preprocessing) -> 
         part.unlink(missing_ok=True)
 
 
-def _read_all(root: Path, rows: Iterable[tuple[str, str]], spec: Preprocessing) -> Iterable[NDArray[np.uint8]]:
-    def read(row: tuple[str, str]) -> NDArray[np.uint8]:
+def _read_all(root: Path, cells: pl.DataFrame, make: Callable[[Image.Image], Made]) -> Iterable[Made]:
+    def read(row: tuple[str, str]) -> Made:
         path = root / row[0]
         try:
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() != row[1]:
                 raise DataError(f"{path} has changed since it was indexed; run 'leukoscope-train index' again")
-            return preprocess(decode(data), spec)
+            return make(decode(data))
         except OSError as error:
             raise DataError(f"{path}: can't be read: {error.strerror}") from error
         except ImageError as error:
@@ -85,4 +97,4 @@ def _read_all(root: Path, rows: Iterable[tuple[str, str]], spec: Preprocessing) 
 
     # Pillow releases the interpreter's lock while it decodes.
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(read, rows)
+        yield from pool.map(read, zip(cells["path"], cells["sha256"], strict=True))

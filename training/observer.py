@@ -1,0 +1,78 @@
+"""Shows pictures to a run's network, and keeps what it says."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from training.data.splits import Rows
+from training.module import CellModule
+from training.novelty.stages import StageMeans
+from training.run import Run
+
+
+class Seen(NamedTuple):
+    """What a network says of pictures.
+
+    Attributes:
+        logits: Shape ``(pictures, 2)``, averaged over views.
+        vectors: Means of its stages (`StageMeans`) for the picture as it is, shape ``(pictures, width)``.
+    """
+
+    logits: NDArray[np.float64]
+    vectors: NDArray[np.float32]
+
+
+class Observer:
+    """A run's network in evaluation mode, on a GPU where there is one.
+
+    Args:
+        run: A fitted run.
+
+    Raises:
+        RunError: The run has not been fitted.
+    """
+
+    def __init__(self, run: Run) -> None:
+        config = run.config()
+        self._batch = 2 * config.fit.batch_size
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = run.load_network().to(memory_format=torch.channels_last)
+        self._stages = StageMeans(network.backbone)
+        self._module = CellModule(network, config).eval().to(self._device)
+
+    @torch.inference_mode()
+    def see(self, inputs: NDArray[Any], rows: Rows | None = None, *, views: int = 1) -> Seen:
+        """Look at pictures, in float32 arithmetic.
+
+        Args:
+            inputs: Shape ``(all, size, size, 3)``, 0..255.
+            rows: Which of them; None takes all.
+            views: Mirrored and turned views of a picture whose logits are averaged: 1, 2, 4 or 8.
+        """
+        rows = np.arange(len(inputs)) if rows is None else rows
+        logits, vectors = [], []
+        for start in track(range(0, len(rows), self._batch), "Looking at pictures"):
+            images = torch.from_numpy(np.array(inputs[rows[start : start + self._batch]])).to(self._device)
+            seen = [(self._module.predict_logits(view), self._stages.take()) for view in seen_from(images, views)]
+            logits.append(torch.stack([said for said, _ in seen]).mean(dim=0).cpu().numpy().astype(np.float64))
+            vectors.append(seen[0][1].cpu().numpy())
+        return Seen(np.concatenate(logits), np.concatenate(vectors))
+
+
+def seen_from(images: Tensor, views: int) -> Iterator[Tensor]:
+    """Yield pictures, shape ``(batch, size, size, 3)``, as they are, mirrored, and turned by right angles.
+
+    Raises:
+        ValueError: `views` is not 1, 2, 4 or 8.
+    """
+    if views not in {1, 2, 4, 8}:
+        raise ValueError(f"views are 1, 2, 4 or 8, not {views}")
+    for view in range(views):
+        turned = torch.rot90(images, view // 4, dims=(1, 2))
+        mirrored = turned.flip(2) if view % 2 else turned
+        yield mirrored.flip(1) if view % 4 >= 2 else mirrored
