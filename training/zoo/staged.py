@@ -115,7 +115,7 @@ class StagedClassifier(Classifier):
         assert isinstance(standardise, Standardise)  # noqa: S101 - narrows the head's own layer
         gradient = standardise.pull_back(margin)
         average = (gradient * standardise.mean).sum() / len(views)
-        grid = views[-1].weights.shape[-2:]
+        grid = (views[-1].weights.shape[-2], views[-1].weights.shape[-1])
         evidence = torch.zeros_like(views[-1].weights[:, 0])
         for view, (by_mean, by_deviation) in zip(views, self._by_view(gradient, views), strict=True):
             evidence = evidence + view.evidence(by_mean, by_deviation, average, grid)
@@ -163,14 +163,14 @@ class _StageView:
         """Return mean and deviation of each channel, each of shape ``(batch, channels)``."""
         return self._mean.flatten(1), self._deviation.flatten(1)
 
-    def evidence(self, by_mean: Tensor, by_deviation: Tensor, average: Tensor, grid: torch.Size) -> Tensor:
+    def evidence(self, by_mean: Tensor, by_deviation: Tensor, average: Tensor, grid: tuple[int, int]) -> Tensor:
         """Deal a weighted sum of the statistics out over the places.
 
         Args:
             by_mean: Weights of the means, shape ``(channels,)``.
             by_deviation: Weights of the deviations, same shape.
             average: What the sum is for the average cell: taken off, evenly over the cell.
-            grid: Height and width of the result; each divides the feature map's.
+            grid: Height and width of the result.
 
         Returns:
             Shape ``(batch, h, w)`` of the grid.
@@ -178,6 +178,14 @@ class _StageView:
         of_square = by_deviation / self._deviation.transpose(1, 2)
         of_value = by_mean - of_square * self._mean.transpose(1, 2)
         spread = torch.bmm(of_value, self._features) + torch.bmm(of_square, self._squares) - average
-        placed = spread.view(-1, 1, *self.weights.shape[-2:]) * self.weights
-        factor = placed.shape[-1] // grid[-1]
-        return functional.avg_pool2d(placed, factor)[:, 0] * factor**2
+        height, width = self.weights.shape[-2:]
+        placed = spread.view(-1, height, width) * self.weights[:, 0]
+        return _overlap(height, grid[0]).to(placed) @ placed @ _overlap(width, grid[1]).to(placed).T
+
+
+def _overlap(fine: int, coarse: int) -> Tensor:
+    """Share of each of `fine` places that lies in each of `coarse` ones; shape ``(coarse, fine)``, columns sum to 1."""
+    edges = torch.arange(fine + 1, dtype=torch.float64) * coarse / fine
+    places = torch.arange(coarse, dtype=torch.float64)[:, None]
+    inside = (edges[1:].minimum(places + 1) - edges[:-1].maximum(places)).clamp_min(0)
+    return (inside * fine / coarse).float()
