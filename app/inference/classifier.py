@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.core import imaging
-from app.core.errors import DeadlineExceededError, DeviceMemoryError, ImageError, InferenceError, UndecodableImageError
+from app.core.errors import DeviceMemoryError, ImageError, InferenceError, UndecodableImageError
 from app.core.postprocess import Prediction, postprocess
+from app.inference.deadline import until
 from app.inference.loader import LoadedModel
 from app.inference.runner import Admits, Places
 from app.inference.session import Outputs
@@ -108,13 +109,13 @@ class Classifier:
         """
         answers: dict[int, Answer | PictureError] = {}
         pending = iter(enumerate(pictures))
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        meaning = f"The answer was not there within {timeout_s:g} s."
         with self._runner.reserve(len(pictures), self._model.sessions) as places:
             try:
-                async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+                async with until(deadline_s, meaning), asyncio.TaskGroup() as group:
                     for _ in range(min(len(pictures), self._in_flight())):
                         group.create_task(self._work(pending, places, answers))
-            except TimeoutError as error:
-                raise DeadlineExceededError(f"The answer was not there within {timeout_s:g} s.") from error
             except ExceptionGroup as group_error:
                 raise group_error.exceptions[0] from group_error
         return [answers[index] for index in range(len(pictures))]

@@ -168,7 +168,7 @@ class Engine:
         except Exception as error:
             self._state, self._reason = State.FAILED, str(error)
             raise
-        self._runner.watch(lambda: self.model)
+        self._runner.watch(lambda: self.model, self.follow)
         settle()
         self._state, self._reason = State.READY, None
         self._tell_models()

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from app.cpus import usable_cpus
-from app.inference.batcher import Admission, Batcher
+from app.inference.batcher import Batcher
 from app.inference.loader import LoadedModel, Loader, OpenSession
 from app.inference.opening import open_session as open_by_placement
 from app.inference.providers import Placement
 from app.inference.registry import ModelRef, Registry
+from app.inference.room import Admission
+from app.inference.runner import Follow
 from app.inference.session import Session
 from app.inference.tracing import Tracer
 from app.inference.watchdog import Watchdog
@@ -74,7 +76,7 @@ class LocalRunner:
         """Set the workers going."""
         self._batcher.start()
 
-    def watch(self, active: Callable[[], LoadedModel | None]) -> None:
+    def watch(self, active: Callable[[], LoadedModel | None], follow: Follow) -> None:  # noqa: ARG002 - nobody else changes it
         """Watch the workers from now on."""
         self._active = active
         self._watchdog.start()

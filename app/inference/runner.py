@@ -4,7 +4,7 @@ In one process it is a call, and `app.inference.local` is behind it; on Ray Serv
 `app.cluster.remote` is.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from app.inference.loader import LoadedModel
 from app.inference.registry import ModelRef
 from app.inference.session import Outputs, Session
+
+Follow = Callable[[ModelRef], Awaitable[None]]
 
 
 class Places(Protocol):
@@ -76,11 +78,12 @@ class Runner(Admits, Protocol):
     def start(self) -> None:
         """Begin; models may be loaded from now on. The event loop runs."""
 
-    def watch(self, active: Callable[[], LoadedModel | None]) -> None:
+    def watch(self, active: Callable[[], LoadedModel | None], follow: Follow) -> None:
         """Watch from now on whether what serves can still run.
 
         Args:
             active: Tells what serves.
+            follow: Serves another model, because others that share the folder models/ do.
         """
 
     async def load(self, ref: ModelRef, *, gently: bool) -> LoadedModel:
