@@ -14,6 +14,7 @@ import httpx
 # Before Ray is imported: nothing of these tests is reported to anybody, and Serve's proxy is as in deploy/ray/.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "app.cluster.proxy:middlewares"
+os.environ["RAY_worker_niceness"] = "0"  # by default replicas wait for everybody else on a busy machine
 os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "1"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray takes this machine's address for 127.0.0.1
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent.parent)
@@ -35,6 +36,23 @@ _MEMORY: Final = 128 * 1024 * 1024
 _START_S: Final = 120.0
 
 
+def nodes(**head: Any) -> Cluster:
+    """Start a head node, to which others can be added, all on the loopback alone."""
+    arguments = {
+        "num_cpus": 4,
+        "node_ip_address": _HOST,
+        "object_store_memory": _MEMORY,
+        "temp_dir": tempfile.mkdtemp(prefix="ray-"),  # short, for the paths of sockets
+        **head,
+    }
+    return Cluster(initialize_head=True, head_node_args=arguments)
+
+
+def add_node(cluster: Cluster, cpus: int = 4) -> Any:
+    """Add a node, and return what knows its processes."""
+    return cluster.add_node(num_cpus=cpus, node_ip_address=_HOST, object_store_memory=_MEMORY)
+
+
 class OutOfReach:
     """Stands for the application, which is in other processes: a test that reaches into it skips."""
 
@@ -47,17 +65,7 @@ class LocalCluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 3,
-                "node_ip_address": _HOST,
-                # A socket's path is short.
-                "temp_dir": tempfile.mkdtemp(prefix="ray-"),
-                "include_dashboard": False,
-                "object_store_memory": _MEMORY,
-            },
-        )
+        self._cluster = nodes(include_dashboard=False)
         ray.init(address=self._cluster.address, _node_ip_address=_HOST, log_to_driver=False)
         self._workers: list[Any] = []
         self.port = free_port()
@@ -70,9 +78,15 @@ class LocalCluster:
         ray.shutdown()
         self._cluster.shutdown()
 
-    def add_node(self, cpus: int = 4) -> None:
-        """Add a node."""
-        self._workers.append(self._cluster.add_node(num_cpus=cpus, node_ip_address=_HOST, object_store_memory=_MEMORY))
+    def need_two_nodes(self) -> None:
+        """Add a node unless there is one beside the head."""
+        for attempt in range(3):
+            if self._workers:
+                return
+            try:
+                self._workers.append(add_node(self._cluster))
+            except Exception:  # noqa: BLE001 - Ray gives a node half a minute to start, which a busy machine exceeds
+                assert attempt < 2
 
     def kill_nodes(self) -> None:
         """Kill the added nodes as a loss of power would: no goodbye."""

@@ -108,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cluster = LocalCluster(Path(folder))
         try:
-            cluster.add_node()
+            cluster.need_two_nodes()
             cluster.deploy(settings, engine=fixed, ingress=fixed)
             deploy_with_serves_batches(settings)
             one = ServerProcess(

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,17 +73,12 @@ def models(tmp_path: Path) -> Path:
     return write_models(tmp_path, version="2.0.0", seed=8, active=False)
 
 
-@contextmanager
-def two_nodes(cluster: "LocalCluster", models: Path, **values: Any) -> Iterator[None]:
-    cluster.add_node()
-    try:
-        settings = make_settings(models, admin_keys=ADMIN_KEY.setting, **values)
-        cluster.deploy(settings, engine=EVERYWHERE, ingress=EVERYWHERE)
-        for deployment in (ENGINE, INGRESS):
-            cluster.await_replicas(deployment, 2)
-        yield
-    finally:
-        cluster.kill_nodes()
+def on_both_nodes(cluster: "LocalCluster", models: Path, **values: Any) -> None:
+    cluster.need_two_nodes()
+    settings = make_settings(models, admin_keys=ADMIN_KEY.setting, **values)
+    cluster.deploy(settings, engine=EVERYWHERE, ingress=EVERYWHERE)
+    for deployment in (ENGINE, INGRESS):
+        cluster.await_replicas(deployment, 2)
 
 
 async def expected(url: str) -> dict[str, set[float]]:
@@ -95,45 +89,45 @@ async def expected(url: str) -> dict[str, set[float]]:
 
 
 async def test_a_node_is_killed_under_load(cluster: "LocalCluster", models: Path) -> None:
-    with two_nodes(cluster, models):
-        right = await expected(cluster.url)
-        load = await under_load(cluster.url, 6, cluster.kill_nodes)
-        assert {probability for _, probability in load.answers} <= right[VERSION]
-        # What was lost comes back with a node.
-        cluster.add_node()
-        for deployment in (ENGINE, INGRESS):
-            await asyncio.to_thread(cluster.await_replicas, deployment, 2)
-        assert await expected(cluster.url) == right
+    on_both_nodes(cluster, models)
+    right = await expected(cluster.url)
+    load = await under_load(cluster.url, 6, cluster.kill_nodes)
+    assert {probability for _, probability in load.answers} <= right[VERSION]
+    # What was lost comes back with a node.
+    cluster.need_two_nodes()
+    for deployment in (ENGINE, INGRESS):
+        await asyncio.to_thread(cluster.await_replicas, deployment, 2)
+    assert await expected(cluster.url) == right
 
 
 async def test_a_change_of_the_model_loses_no_request(cluster: "LocalCluster", models: Path) -> None:
-    with two_nodes(cluster, models):
-        right = await expected(cluster.url)
+    on_both_nodes(cluster, models)
+    right = await expected(cluster.url)
 
-        def switch() -> None:
-            choice = {"name": NAME, "version": "2.0.0"}
-            response = httpx.put(f"{cluster.url}/models/active", json=choice, headers=AS_ADMIN, timeout=60)
-            assert response.status_code == 200, response.text
+    def switch() -> None:
+        choice = {"name": NAME, "version": "2.0.0"}
+        response = httpx.put(f"{cluster.url}/models/active", json=choice, headers=AS_ADMIN, timeout=60)
+        assert response.status_code == 200, response.text
 
-        load = await under_load(cluster.url, 6, switch)
-        right |= await expected(cluster.url)
-        assert right.keys() == {VERSION, "2.0.0"}
-        for version, probability in load.answers:
-            assert probability in right[version]
-        with cluster.client() as client:  # both replicas have changed
-            versions = {client.get("/models/active").json()["version"] for _ in range(20)}
-        assert versions == {"2.0.0"}
+    load = await under_load(cluster.url, 6, switch)
+    right |= await expected(cluster.url)
+    assert right.keys() == {VERSION, "2.0.0"}
+    for version, probability in load.answers:
+        assert probability in right[version]
+    with cluster.client() as client:  # both replicas have changed
+        versions = {client.get("/models/active").json()["version"] for _ in range(20)}
+    assert versions == {"2.0.0"}
 
 
 async def test_new_settings_lose_no_request(cluster: "LocalCluster", models: Path) -> None:
-    with two_nodes(cluster, models):
-        right = await expected(cluster.url)
-        changed = make_settings(models, admin_keys=ADMIN_KEY.setting, max_images_per_request=7)
-        load = await under_load(cluster.url, 4, lambda: cluster.deploy(changed, engine=EVERYWHERE, ingress=EVERYWHERE))
-        assert {probability for _, probability in load.answers} <= right[VERSION]
-        with cluster.client() as client:
-            files = [("files", ("cell.bmp", CELLS[0]))] * 8
-            assert client.post("/predict", files=files).status_code == 413
+    on_both_nodes(cluster, models)
+    right = await expected(cluster.url)
+    changed = make_settings(models, admin_keys=ADMIN_KEY.setting, max_images_per_request=7)
+    load = await under_load(cluster.url, 4, lambda: cluster.deploy(changed, engine=EVERYWHERE, ingress=EVERYWHERE))
+    assert {probability for _, probability in load.answers} <= right[VERSION]
+    with cluster.client() as client:
+        files = [("files", ("cell.bmp", CELLS[0]))] * 8
+        assert client.post("/predict", files=files).status_code == 413
 
 
 async def test_more_engines_under_load_and_fewer_after_it(cluster: "LocalCluster", models: Path) -> None:
@@ -148,14 +142,11 @@ async def test_more_engines_under_load_and_fewer_after_it(cluster: "LocalCluster
     }
     # Pictures wait for others to join them, so that there is a queue before so quick a model.
     settings = make_settings(models, max_batch=64, max_wait_ms=1000)
-    cluster.add_node()
-    try:
-        cluster.deploy(settings, engine={"autoscaling_config": scaling})
-        assert cluster.replicas(ENGINE) == 1
-        await under_load(cluster.url, 12, lambda: cluster.await_replicas(ENGINE, 2))
-        await under_load(cluster.url, 1, lambda: cluster.await_replicas(ENGINE, 1))
-    finally:
-        cluster.kill_nodes()
+    cluster.need_two_nodes()
+    cluster.deploy(settings, engine={"autoscaling_config": scaling})
+    assert cluster.replicas(ENGINE) == 1
+    await under_load(cluster.url, 12, lambda: cluster.await_replicas(ENGINE, 2))
+    await under_load(cluster.url, 1, lambda: cluster.await_replicas(ENGINE, 1))
 
 
 def test_ray_exports_the_metrics_of_the_contract(cluster: "LocalCluster", models: Path) -> None:
