@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 # With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
 SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
 
-.PHONY: help run test soak bench test-docker fuzz audit sbom check format setup-grpc setup-openvino setup-ray setup-training lock clean
+.PHONY: help run test soak bench test-docker test-cluster fuzz audit sbom check format setup-grpc setup-openvino setup-ray setup-training lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ test: $(VENV)/.dev  ## run all tests
 
 test-docker: $(VENV)/.dev  ## build and run the containers on a Docker engine, and test them
 	@TEST_DOCKER=1 $(BIN)/pytest tests/docker
+
+test-cluster: $(VENV)/.dev $(VENV)/.ray  ## test the service on a local Ray cluster of two nodes
+	@TEST_CLUSTER=1 $(BIN)/pytest tests/cluster
 
 # Atheris has wheels for Linux on x86-64 and Python 3.11 to 3.13 only, and wants an environment of its own.
 FUZZ_SECONDS ?= 60
