@@ -28,7 +28,12 @@ def configure(level: str, form: LogFormat) -> None:
 
 def bind(**fields: str) -> None:
     """Add fields to every line that this request's tasks log from now on."""
-    _CONTEXT.set({**_CONTEXT.get({}), **fields})
+    _CONTEXT.set({**bound(), **fields})
+
+
+def bound() -> Mapping[str, str]:
+    """Return the fields that `bind` has added, to be bound where another process goes on with the work."""
+    return _CONTEXT.get({})
 
 
 class JsonFormatter(logging.Formatter):
@@ -45,7 +50,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_CONTEXT.get({}),
+            **bound(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

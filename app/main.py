@@ -15,6 +15,7 @@ from app.inference.loader import OpenSession
 from app.inference.opening import open_session as open_by_placement
 from app.inference.providers import gpu_count
 from app.inference.registry import Registry
+from app.inference.runner import Runner
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware, UnreadBodyMiddleware
 from app.problems import install_handlers, openapi_problems
@@ -32,6 +33,8 @@ from app.v2.grpc_option import GrpcOption
 if TYPE_CHECKING:
     from app.telemetry import OtelTracer
 
+OpenRunner = Callable[[Settings, Metrics, Registry], Runner]
+
 _LOG: Final = logging.getLogger("leukoscope")
 _DOCS_PATH: Final = "/docs"
 _DESCRIPTION: Final = (
@@ -45,6 +48,9 @@ def create_app(
     *,
     on_start_failure: Callable[[Exception], None] | None = None,
     open_session: OpenSession = open_by_placement,
+    open_runner: OpenRunner | None = None,
+    metrics: Metrics | None = None,
+    ready_first: bool = False,
 ) -> FastAPI:
     """Make the application.
 
@@ -56,6 +62,9 @@ def create_app(
         on_start_failure: Called if the model can't be served; without it the application stays up,
             not ready, and `/readyz` gives the reason.
         open_session: Makes a session of a model's graph.
+        open_runner: Makes what loads and runs models; by default this process does.
+        metrics: Where everything is counted; by default new ones.
+        ready_first: Start only once the model is loaded; then `on_start_failure` must raise to stop the start.
 
     Raises:
         SettingsError: The API keys can't be read, or there are none and the address is public; or traces
@@ -63,19 +72,21 @@ def create_app(
     """
     keys = AccessKeys.of(settings)
     tracer = _open_tracer(settings)
-    service_metrics = Metrics()
+    service_metrics = metrics or Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine(
-            settings, service_metrics, Registry(settings.models_dir), open_session=open_session, tracer=tracer
-        )
+        registry = Registry(settings.models_dir)
+        runner = open_runner(settings, service_metrics, registry) if open_runner else None
+        engine = Engine(settings, service_metrics, registry, open_session=open_session, tracer=tracer, runner=runner)
         audit = _audit_log(settings)
         services = Services(settings, service_metrics, engine, keys, audit)
         app.state.services = services
         grpc = GrpcOption(services, app.version)
         starting = asyncio.create_task(_start(services, grpc, on_start_failure))
         try:
+            if ready_first:
+                await starting
             yield
         finally:
             starting.cancel()

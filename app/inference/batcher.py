@@ -4,13 +4,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.core.errors import InferenceError, LeukoscopeError, NotReadyError, QueueFullError
+from app.core.errors import InferenceError, LeukoscopeError, NotReadyError
 from app.inference.lanes import Batch, Item, Lane, Lanes
+from app.inference.room import Admission, Room
 from app.inference.session import Outputs, Session
 from app.inference.tracing import NoTracer, Tracer
 from app.inference.worker import Worker
@@ -19,53 +21,6 @@ from app.metrics import Metrics
 _JOIN_S: Final = 1.0
 
 _Image = NDArray[np.uint8]
-
-
-class Admission:
-    """Room for the pictures of one request; each gives its place back when it has ended."""
-
-    def __init__(self, images: int, batcher: "Batcher", sessions: tuple[Session, ...]) -> None:
-        self._places = images
-        self._batcher = batcher
-        self.lane = Lane(sessions)
-
-    async def submit(self, image: _Image) -> Outputs:
-        """Have one picture computed and give its place back.
-
-        Args:
-            image: Shape ``(size_px, size_px, 3)``.
-
-        Returns:
-            What the model says of it, without a batch axis.
-
-        Raises:
-            InferenceError: The model failed on this picture's batch.
-            DeviceMemoryError: The device has no memory even for this picture alone.
-            NotReadyError: The service stopped first.
-        """
-        try:
-            outputs = await self._batcher.submit(self.lane, image)
-        except Exception as error:  # a cancelled picture keeps its place until `close` counts it
-            if self.release():
-                self._batcher.count_failed(error)
-            raise
-        self.release()
-        return outputs
-
-    def release(self) -> bool:
-        """Give one place back: this picture has ended. False if all have ended before."""
-        if self._places == 0:
-            return False
-        self._places -= 1
-        self._batcher.give_back(1)
-        return True
-
-    def close(self) -> int:
-        """Give all other places back and return how many pictures were given up."""
-        abandoned, self._places = self._places, 0
-        self._batcher.forget(self.lane)
-        self._batcher.give_back(abandoned)
-        return abandoned
 
 
 class Batcher:
@@ -94,18 +49,12 @@ class Batcher:
             tracer: Who hears of waits, batches and runs; by default nobody.
         """
         self._tracer = tracer or NoTracer()
-        self._metrics = metrics
-        self._queue_limit = queue_limit
         self._lanes = Lanes(workers, max_wait_ms / 1000)
         self._workers = [Worker(index, self._lanes, self._deliver, metrics, self._tracer) for index in range(workers)]
+        self._room = Room(metrics, queue_limit, self.wait_s)
         self._unanswered: set[Item] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._admitted = 0
-        self._draining = False
         self._stopped: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        metrics.queue_limit.set(queue_limit)
 
     def start(self) -> None:
         """Set the workers going; their results come to the running event loop."""
@@ -116,7 +65,7 @@ class Batcher:
     @property
     def admitted(self) -> int:
         """Pictures admitted and not yet ended."""
-        return self._admitted
+        return self._room.admitted
 
     @property
     def busy_s(self) -> float:
@@ -138,7 +87,7 @@ class Batcher:
             Seconds; 0 while nothing has run yet.
         """
         paces = [worker.picture_s for worker in self._workers]
-        return min(images, self._admitted) * sum(paces) / len(paces) ** 2
+        return min(images, self.admitted) * sum(paces) / len(paces) ** 2
 
     @contextmanager
     def reserve(self, images: int, sessions: tuple[Session, ...]) -> Iterator[Admission]:
@@ -152,24 +101,15 @@ class Batcher:
             QueueFullError: There is no room now.
             NotReadyError: The service is draining.
         """
-        if self._draining:
-            raise NotReadyError("The service is stopping.")
-        excess = self._admitted + images - self._queue_limit
-        if excess > 0:
-            raise QueueFullError(
-                f"{self._admitted} pictures are waiting and at most {self._queue_limit} are admitted.",
-                retry_after_s=self.wait_s(excess),
-            )
-        self._metrics.admitted.inc(images)
-        self.give_back(-images)
-        admission = Admission(images, self, sessions)
-        try:
-            yield admission
-        finally:
-            self._metrics.cancelled.inc(admission.close())
+        lane = Lane(sessions)
+        with self._room.reserve(images, partial(self.submit, lane)) as admission:
+            try:
+                yield admission
+            finally:
+                self._lanes.discard(lane)
 
     async def submit(self, lane: Lane, image: _Image) -> Outputs:
-        """Queue one picture and wait for its end; see `Admission.submit`."""
+        """Queue one picture and wait for its end; see `app.inference.runner.Places.submit`."""
         if self._stopped is not None:
             raise NotReadyError(self._stopped)
         item = Item(image, asyncio.get_running_loop().create_future(), time.monotonic(), self._tracer.here())
@@ -197,10 +137,7 @@ class Batcher:
         Returns:
             Whether every worker has ended; if not, a run hangs.
         """
-        self._draining = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await self._idle.wait()
+        await self._room.close(limit_s)
         self.fail_all("The service stopped before this picture was answered.")
         self._lanes.close()
         return all([await asyncio.to_thread(worker.join, _JOIN_S) for worker in self._workers])
@@ -218,23 +155,6 @@ class Batcher:
         """Forget earlier failures: the devices are well again."""
         for worker in self._workers:
             worker.failures = 0
-
-    def give_back(self, places: int) -> None:
-        """Count places as free again; negative to take them."""
-        self._admitted -= places
-        self._metrics.queue_depth.set(self._admitted)
-        if self._admitted:
-            self._idle.clear()
-        else:
-            self._idle.set()
-
-    def forget(self, lane: Lane) -> None:
-        """Drop what waits in the lane of a request that has ended."""
-        self._lanes.discard(lane)
-
-    def count_failed(self, error: Exception) -> None:
-        """Count a picture that ended with an error which is not its own."""
-        self._metrics.failed.labels("stopped" if isinstance(error, NotReadyError) else "inference").inc()
 
     def _deliver(self, batch: Batch, result: list[Outputs] | LeukoscopeError) -> None:
         assert self._loop is not None  # noqa: S101 - workers run only after `start`

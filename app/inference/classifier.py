@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.core import imaging
-from app.core.errors import DeadlineExceededError, DeviceMemoryError, ImageError, InferenceError, UndecodableImageError
+from app.core.errors import DeviceMemoryError, ImageError, InferenceError, UndecodableImageError
 from app.core.postprocess import Prediction, postprocess
-from app.inference.batcher import Admission, Batcher
+from app.inference.deadline import until
 from app.inference.loader import LoadedModel
+from app.inference.runner import Admits, Places
 from app.inference.session import Outputs
 from app.metrics import Metrics
 
@@ -72,17 +73,17 @@ class Decoders:
 class Classifier:
     """Answers pictures with one model."""
 
-    def __init__(self, model: LoadedModel, batcher: Batcher, decoders: Decoders, metrics: Metrics) -> None:
+    def __init__(self, model: LoadedModel, runner: Admits, decoders: Decoders, metrics: Metrics) -> None:
         """Make a classifier.
 
         Args:
             model: What answers.
-            batcher: Where preprocessed pictures go; already started.
+            runner: Where preprocessed pictures go; already started.
             decoders: Where pictures are decoded.
             metrics: Where answers are counted.
         """
         self._model = model
-        self._batcher = batcher
+        self._runner = runner
         self._decoders = decoders
         self._metrics = metrics
 
@@ -108,13 +109,13 @@ class Classifier:
         """
         answers: dict[int, Answer | PictureError] = {}
         pending = iter(enumerate(pictures))
-        with self._batcher.reserve(len(pictures), self._model.sessions) as admission:
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        meaning = f"The answer was not there within {timeout_s:g} s."
+        with self._runner.reserve(len(pictures), self._model.sessions) as places:
             try:
-                async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+                async with until(deadline_s, meaning), asyncio.TaskGroup() as group:
                     for _ in range(min(len(pictures), self._in_flight())):
-                        group.create_task(self._work(pending, admission, answers))
-            except TimeoutError as error:
-                raise DeadlineExceededError(f"The answer was not there within {timeout_s:g} s.") from error
+                        group.create_task(self._work(pending, places, answers))
             except ExceptionGroup as group_error:
                 raise group_error.exceptions[0] from group_error
         return [answers[index] for index in range(len(pictures))]
@@ -130,21 +131,21 @@ class Classifier:
     async def _work(
         self,
         pending: Iterator[tuple[int, Picture]],
-        admission: Admission,
+        places: Places,
         answers: dict[int, Answer | PictureError],
     ) -> None:
         for index, picture in pending:
-            answers[index] = await self._answer(picture, admission)
+            answers[index] = await self._answer(picture, places)
 
-    async def _answer(self, picture: Picture, admission: Admission) -> Answer | PictureError:
+    async def _answer(self, picture: Picture, places: Places) -> Answer | PictureError:
         try:
             image = await self._decoded(picture) if isinstance(picture, Upload) else picture
         except ImageError as error:
-            admission.release()
+            places.release()
             self._metrics.count_rejected(error.reason)
             return error
         try:
-            outputs = await admission.submit(image)
+            outputs = await places.submit(image)
         except (InferenceError, DeviceMemoryError) as error:
             return error
         prediction = postprocess(outputs.logits, self._model.manifest)

@@ -1,27 +1,25 @@
 """The service's life: starting, ready, draining or failed; which models serve; and how to change them."""
 
 import asyncio
-import dataclasses
 import logging
 import math
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from app.core.errors import LeukoscopeError, ModelNotFoundError, NotReadyError, SwitchInProgressError
 from app.cpus import usable_cpus
-from app.inference.batcher import Batcher
 from app.inference.budget import ByteBudget
 from app.inference.classifier import Classifier, Decoders
-from app.inference.loader import LoadedModel, Loader, OpenSession
+from app.inference.loader import LoadedModel, OpenSession
+from app.inference.local import LocalRunner
 from app.inference.memory import give_back, settle
 from app.inference.opening import open_session as open_by_placement
-from app.inference.providers import CPU_PROVIDER, Placement
+from app.inference.providers import CPU_PROVIDER
 from app.inference.registry import ModelRef, Registry
+from app.inference.runner import Runner
 from app.inference.tracing import Tracer
-from app.inference.watchdog import Watchdog
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -75,6 +73,7 @@ class Engine:
         *,
         open_session: OpenSession = open_by_placement,
         tracer: Tracer | None = None,
+        runner: Runner | None = None,
     ) -> None:
         """Make an engine; `start` sets it going.
 
@@ -84,24 +83,19 @@ class Engine:
             registry: The folder models/.
             open_session: Makes a session of a graph.
             tracer: Who hears of the batcher's work; by default nobody.
+            runner: What loads and runs the models; by default this process does, and `open_session` and `tracer`
+                are for it.
         """
         self._settings = settings
         self._metrics = metrics
         self.registry = registry
-        placements = _placements(settings)
-        self._loader = Loader(registry, placements, open_session)
+        self._runner: Runner = runner or LocalRunner(
+            settings, metrics, registry, open_session=open_session, tracer=tracer
+        )
         self._decoders = Decoders(settings.decode_threads or usable_cpus(), settings.max_image_pixels)
-        self._batcher = Batcher(
-            metrics,
-            workers=len(placements),
-            queue_limit=settings.queue_limit,
-            max_wait_ms=settings.max_wait_ms,
-            tracer=tracer,
-        )
         self.budget = ByteBudget(
-            settings.queue_limit_bytes, metrics, lambda: self._batcher.wait_s(self._batcher.admitted)
+            settings.queue_limit_bytes, metrics, lambda: self._runner.wait_s(self._runner.admitted)
         )
-        self._watchdog = Watchdog(self._batcher, self._self_tests, settings.run_timeout_s)
         self._state = State.STARTING
         self._reason: str | None = "The model is being loaded."
         self._switching = asyncio.Lock()
@@ -112,19 +106,19 @@ class Engine:
     @property
     def state(self) -> State:
         """Where the service stands."""
-        if self._state is State.READY and self._watchdog.complaint is not None:
+        if self._state is State.READY and self._runner.complaint is not None:
             return State.FAILED
         return self._state
 
     @property
     def reason(self) -> str | None:
         """Why it is not ready; None if it is."""
-        return self._reason or self._watchdog.complaint
+        return self._reason or self._runner.complaint
 
     @property
     def alive(self) -> bool:
         """False once nothing but a restart can help."""
-        return self._watchdog.alive
+        return self._runner.alive
 
     @property
     def model(self) -> LoadedModel | None:
@@ -165,7 +159,7 @@ class Engine:
         Raises:
             ModelError: One can't be served; the state is then `State.FAILED`.
         """
-        self._batcher.start()
+        self._runner.start()
         try:
             refs = [self.registry.active(), *(ModelRef.parse(text) for text in self._settings.resident)]
             for ref in dict.fromkeys(refs):
@@ -174,7 +168,7 @@ class Engine:
         except Exception as error:
             self._state, self._reason = State.FAILED, str(error)
             raise
-        self._watchdog.start()
+        self._runner.watch(lambda: self.model, self.follow)
         settle()
         self._state, self._reason = State.READY, None
         self._tell_models()
@@ -191,6 +185,16 @@ class Engine:
             SwitchInProgressError: Another change is under way.
             ModelError: It can't be served; the old one goes on.
         """
+        switch = await self._change(ref, persist=True)
+        await self._runner.adopted(ref)
+        return switch
+
+    async def follow(self, ref: ModelRef) -> None:
+        """Serve another model because others do already; as `activate`, but nobody is told and nothing written."""
+        if self._active is None or self._active.model.installed.ref != ref:
+            await self._change(ref, persist=False)
+
+    async def _change(self, ref: ModelRef, *, persist: bool) -> Switch:
         self.serving()
         if self._switching.locked():
             raise SwitchInProgressError("Another model is being loaded; wait for its end.")
@@ -200,7 +204,7 @@ class Engine:
             except LeukoscopeError:
                 self._metrics.model_switches.labels("failed").inc()
                 raise
-            problem = await asyncio.to_thread(self._persist, ref)
+            problem = await asyncio.to_thread(self._persist, ref) if persist else None
             self._swap(ref, serving)
         return Switch(serving.model, problem)
 
@@ -210,7 +214,7 @@ class Engine:
         Raises:
             ModelError: It can't be served.
         """
-        self._batcher.start()
+        self._runner.start()
         return await self._load(ref)
 
     def announce_stop(self) -> None:
@@ -221,10 +225,9 @@ class Engine:
     async def drain(self) -> None:
         """Admit no more, let accepted work end within the setting's limit, and stop."""
         self.announce_stop()
-        self._watchdog.stop()
         if self._freeing is not None:
             self._freeing.cancel()
-        if not await self._batcher.drain(self._settings.drain_timeout_s):
+        if not await self._runner.drain(self._settings.drain_timeout_s):
             _LOG.error("a batch still runs, after the time limit for ending")
         self._decoders.close()
 
@@ -258,31 +261,13 @@ class Engine:
 
     async def _load(self, ref: ModelRef) -> LoadedModel:
         gently = self._active is not None and self._active.model.session.provider == CPU_PROVIDER
-        return await asyncio.to_thread(self._loader.load, ref, self._batcher.run_on, gently=gently)
+        return await self._runner.load(ref, gently=gently)
 
     def _serve(self, model: LoadedModel) -> Serving:
-        return Serving(model, Classifier(model, self._batcher, self._decoders, self._metrics))
-
-    def _self_tests(self) -> list[Callable[[], None]]:
-        return [] if self._active is None else self._loader.self_tests(self._active.model)
+        return Serving(model, Classifier(model, self._runner, self._decoders, self._metrics))
 
     def _tell_models(self) -> None:
         info = self._metrics.model_info
         info.clear()
         for model in self.resident:
             info.labels(model.manifest.name, model.manifest.version, model.session.provider, model.precision).set(1)
-
-
-def _placements(settings: Settings) -> list[Placement]:
-    """One worker for each GPU; a CPU is one device, whose threads the session shares out itself."""
-    common = Placement(
-        device=settings.device,
-        threads=settings.inference_threads or usable_cpus(),
-        max_batch=settings.max_batch,
-        engine=settings.cuda_engine,
-        cpu_engine=settings.cpu_engine,
-        precision=settings.precision,
-        cache_dir=settings.engine_cache_dir,
-    )
-    gpus = (0,) if settings.device == "cpu" else settings.gpus
-    return [dataclasses.replace(common, gpu_index=gpu) for gpu in gpus]

@@ -111,8 +111,9 @@ class Loader:
 
     def self_tests(self, model: LoadedModel) -> list[Callable[[], None]]:
         """Return, for each worker, what raises if its session no longer reproduces the golden output."""
+        manifest = model.manifest
         return [
-            partial(check_golden, model.manifest, session, *self._golden(model.manifest, placement, session))
+            partial(check_golden, manifest, session, *golden_of(manifest, placement.precision, session.provider))
             for placement, session in zip(self._placements, model.sessions, strict=True)
         ]
 
@@ -130,7 +131,7 @@ class Loader:
         path = self._registry.folder(ref) / (variant.file if variant else MODEL_FILE)
         with optimised(path) if gently else nullcontext() as graph:
             session = self._open_session(graph or path, manifest, replace(placement, optimised=graph is not None))
-        if placement.precision != "model" and variant is None and not _by_engine(placement, session):
+        if placement.precision != "model" and variant is None and not _by_engine(placement.precision, session.provider):
             raise ModelIntegrityError(
                 f"{ref} has no variant {placement.precision}; it has {sorted(manifest.variants) or 'none'}, "
                 f"and {session.provider} does not make one."
@@ -152,31 +153,37 @@ class Loader:
                 raise ProviderError(f"The GPU can't run the model: {error.__cause__}") from error
             _LOG.warning("The GPU can't run the model, the CPU does: %s", error.__cause__)
             return self._open(manifest, ref, replace(placement, device="cpu"), run)
-        run(partial(check_golden, manifest, session, *self._golden(manifest, placement, session)))
+        run(partial(check_golden, manifest, session, *golden_of(manifest, placement.precision, session.provider)))
         if known_batch is None and tuned:
             # Measured once for a network: a later version of it, loaded under traffic, would be measured worse.
             session.max_batch = best_batch(session, size_px, run, at_least=placement.threads)
             self._best_batches[_network(manifest, placement)] = session.max_batch
         return session
 
-    @staticmethod
-    def _golden(manifest: Manifest, placement: Placement, session: Session) -> tuple[tuple[float, ...], float]:
-        """Return the logits to reproduce, and how closely."""
-        variant = manifest.variants.get(placement.precision)
-        if variant is not None:
-            return variant.logits, variant.atol
-        golden = manifest.golden
-        return golden.logits, max(golden.atol, _by_engine(placement, session))
-
     def _precision(self, manifest: Manifest, sessions: Sequence[Session]) -> str:
         placement = self._placements[0]
-        other = placement.precision in manifest.variants or _by_engine(placement, sessions[0])
+        other = placement.precision in manifest.variants or _by_engine(placement.precision, sessions[0].provider)
         return placement.precision if other else manifest.precision
 
 
-def _by_engine(placement: Placement, session: Session) -> float:
+def golden_of(manifest: Manifest, precision: str, provider: str) -> tuple[tuple[float, ...], float]:
+    """Return the logits that a model must reproduce, and how closely.
+
+    Args:
+        manifest: Of the model.
+        precision: The setting.
+        provider: What really runs it.
+    """
+    variant = manifest.variants.get(precision)
+    if variant is not None:
+        return variant.logits, variant.atol
+    golden = manifest.golden
+    return golden.logits, max(golden.atol, _by_engine(precision, provider))
+
+
+def _by_engine(precision: str, provider: str) -> float:
     """Return how far logits may be off because the engine rounds by itself; 0 if it does not."""
-    return _BY_ENGINE.get((placement.precision, session.provider), 0)
+    return _BY_ENGINE.get((precision, provider), 0)
 
 
 def _network(manifest: Manifest, placement: Placement) -> tuple[str, int, str]:

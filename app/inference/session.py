@@ -69,6 +69,19 @@ class Outputs:
             np.concatenate(evidence) if evidence else None,
         )
 
+    @classmethod
+    def stacked(cls, rows: "Sequence[Outputs]") -> Self:
+        """Put what is said of single pictures together: the opposite of `row`."""
+        return cls.joined([row.with_axis() for row in rows])
+
+    def with_axis(self) -> "Outputs":
+        """Return what is said of one picture as what is said of a batch of one."""
+        return Outputs(
+            self.logits[None],
+            None if self.features is None else self.features[None],
+            None if self.evidence is None else self.evidence[None],
+        )
+
     def row(self, index: int) -> "Outputs":
         """Return what is said of one picture: the same arrays without their first axis."""
         return Outputs(

@@ -1,14 +1,12 @@
 """`X-Request-Timeout`: until when the client wants its answer."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated
 
 from fastapi import Depends, Header
 from starlette.requests import Request
 
-from app.core.errors import DeadlineExceededError
+from app.inference.deadline import until
 
 
 async def _deadline(
@@ -32,15 +30,6 @@ DeadlineDep = Annotated[float | None, Depends(_deadline)]
 """On the event loop's clock; None if the client has named none."""
 
 
-@asynccontextmanager
-async def within(deadline_s: float | None) -> AsyncIterator[None]:
-    """Cancel the block at `deadline_s`, on the event loop's clock.
-
-    Raises:
-        DeadlineExceededError: It came.
-    """
-    try:
-        async with asyncio.timeout_at(deadline_s):
-            yield
-    except TimeoutError as error:
-        raise DeadlineExceededError("The answer was not there within X-Request-Timeout.") from error
+def within(deadline_s: float | None) -> AbstractAsyncContextManager[None]:
+    """Cancel the block at `deadline_s`, on the event loop's clock; see `app.inference.deadline.until`."""
+    return until(deadline_s, "The answer was not there within X-Request-Timeout.")

@@ -21,11 +21,11 @@ router = APIRouter(tags=["health"])
 )
 async def metrics(services: ServicesDep) -> Response:
     """Answer with all metrics in Prometheus's text format."""
-    _observe_state(services)
+    observe_state(services)
     return Response(services.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
-def _observe_state(services: Services) -> None:
+def observe_state(services: Services) -> None:
     """Set what is a state, not an event; and each model's expectations, which drift is measured from."""
     engine, metrics, settings = services.engine, services.metrics, services.settings
     metrics.ready.set(engine.state is State.READY)

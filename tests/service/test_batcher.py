@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, asynccontextmanager
 import pytest
 
 from app.core.errors import InferenceError, NotReadyError, QueueFullError
-from app.inference.batcher import Admission, Batcher
+from app.inference.batcher import Batcher
+from app.inference.room import Admission
 from app.inference.session import Session
 from app.metrics import Metrics
 from tests.service.harness import BAD, NOT_FINITE, SHORT, FakeSession, picture, samples
