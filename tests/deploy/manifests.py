@@ -15,7 +15,13 @@ from tests.deploy.queries import DEPLOY
 
 KUBERNETES: Final = DEPLOY / "kubernetes"
 # Each is what a person applies.
-TARGETS: Final = ("cpu", "gpu", "kserve")
+TARGETS: Final = ("cpu", "gpu", "kserve", "rayservice")
+CONFINED: Final = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+_ALLOWED_VOLUMES: Final = {"secret", "emptyDir", "persistentVolumeClaim", "configMap"}
 _KUSTOMIZATION: Final = "kustomization.yaml"
 
 Document = dict[str, Any]
@@ -68,6 +74,18 @@ def pods(document: Document) -> Iterator[Document]:
             yield cluster["headGroupSpec"]["template"]["spec"]
             for group in cluster["workerGroupSpecs"]:
                 yield group["template"]["spec"]
+
+
+def is_restricted(pod: Document) -> bool:
+    """Whether a pod fits the Pod Security Standard `restricted`, and has read-only roots beside."""
+    context, containers = pod["securityContext"], [*pod["containers"], *pod.get("initContainers", ())]
+    return (
+        context["runAsNonRoot"] is True
+        and context["seccompProfile"] == {"type": "RuntimeDefault"}
+        and not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        and {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= _ALLOWED_VOLUMES
+        and all(container["securityContext"] == CONFINED for container in containers)
+    )
 
 
 def mappings(value: object) -> Iterator[Document]:

@@ -14,7 +14,7 @@ from cloudcoil.models.kubernetes.apps.v1 import Deployment
 from cloudcoil.models.kubernetes.core.v1 import ConfigMap, Namespace, Service, ServiceAccount
 from cloudcoil.models.kubernetes.networking.v1 import NetworkPolicy
 from cloudcoil.models.kubernetes.policy.v1 import PodDisruptionBudget
-from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule, ServiceMonitor
 from pydantic import BaseModel
 
 from tests.deploy.operators import InferenceService, RayService
@@ -29,6 +29,7 @@ KINDS: Final[dict[tuple[str, str], type[BaseModel]]] = {
     ("networking.k8s.io/v1", "NetworkPolicy"): NetworkPolicy,
     ("keda.sh/v1alpha1", "ScaledObject"): ScaledObject,
     ("monitoring.coreos.com/v1", "ServiceMonitor"): ServiceMonitor,
+    ("monitoring.coreos.com/v1", "PodMonitor"): PodMonitor,
     ("monitoring.coreos.com/v1", "PrometheusRule"): PrometheusRule,
     ("serving.kserve.io/v1beta1", "InferenceService"): InferenceService,
     ("ray.io/v1", "RayService"): RayService,
