@@ -27,12 +27,17 @@ _KUSTOMIZATION: Final = "kustomization.yaml"
 Document = dict[str, Any]
 
 
-def files(*, patches: bool = False) -> list[Path]:
-    """The files that kustomizations name as resources or, parts of objects only, as patches."""
+def files(*, parts: bool = False) -> list[Path]:
+    """The files that kustomizations name as resources; or those that are only parts: patches, and what maps hold."""
     named = set()
     for path in KUBERNETES.rglob(_KUSTOMIZATION):
         kustomization = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if patches:
+        if parts:
+            named |= {
+                path.parent / name
+                for map_ in kustomization.get("configMapGenerator", ())
+                for name in map_.get("files", ())
+            }
             named |= {path.parent / patch["path"] for patch in kustomization.get("patches", ()) if "path" in patch}
         else:
             named |= {path.parent / name for name in kustomization.get("resources", ()) if name.endswith(".yaml")}

@@ -109,7 +109,7 @@ def test_an_overlay_has_all_that_makes_a_service(target: str) -> None:
 
 def test_every_file_is_part_of_a_kustomization() -> None:
     there = {path for path in KUBERNETES.rglob("*.yaml") if path.name != "kustomization.yaml"}
-    assert there == set(files()) | set(files(patches=True))
+    assert there == set(files()) | set(files(parts=True))
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
