@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,6 +14,8 @@ import httpx
 # Before Ray is imported: nothing of these tests is reported to anybody, and Serve's proxy is as in deploy/ray/.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "app.cluster.proxy:middlewares"
+os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "1"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray takes this machine's address for 127.0.0.1
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent.parent)
 
 import pytest
@@ -27,6 +30,7 @@ from app.settings import Settings
 from tests.service.harness import free_port
 
 _APP: Final = "default"
+_HOST: Final = "127.0.0.1"
 _MEMORY: Final = 128 * 1024 * 1024
 _START_S: Final = 120.0
 
@@ -47,17 +51,18 @@ class LocalCluster:
             initialize_head=True,
             head_node_args={
                 "num_cpus": 3,
-                "node_ip_address": "127.0.0.1",
-                "resources": {"head": 100},
+                "node_ip_address": _HOST,
+                # A socket's path is short.
+                "temp_dir": tempfile.mkdtemp(prefix="ray-"),
                 "include_dashboard": False,
                 "object_store_memory": _MEMORY,
             },
         )
-        ray.init(address=self._cluster.address, log_to_driver=False)
+        ray.init(address=self._cluster.address, _node_ip_address=_HOST, log_to_driver=False)
         self._workers: list[Any] = []
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        serve.start(http_options={"host": "127.0.0.1", "port": self.port, "location": "HeadOnly"})
+        self.url = f"http://{_HOST}:{self.port}"
+        serve.start(http_options={"host": _HOST, "port": self.port, "location": "HeadOnly"})
         self._deployed: tuple[Settings, dict[str, Any]] | None = None
 
     def stop(self) -> None:
@@ -66,10 +71,8 @@ class LocalCluster:
         self._cluster.shutdown()
 
     def add_node(self, cpus: int = 4) -> None:
-        """Add a node with the resource ``worker``."""
-        self._workers.append(
-            self._cluster.add_node(num_cpus=cpus, resources={"worker": 100}, object_store_memory=_MEMORY)
-        )
+        """Add a node."""
+        self._workers.append(self._cluster.add_node(num_cpus=cpus, node_ip_address=_HOST, object_store_memory=_MEMORY))
 
     def kill_nodes(self) -> None:
         """Kill the added nodes as a loss of power would: no goodbye."""
@@ -103,6 +106,11 @@ class LocalCluster:
         while self.replicas(deployment) != wanted:
             assert time.monotonic() < deadline_s, serve.status()
             time.sleep(0.2)
+
+    def exported(self) -> str:
+        """Return what Ray exports for Prometheus, of all nodes."""
+        ports = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
+        return "".join(httpx.get(f"http://{_HOST}:{port}/metrics", timeout=30).text for port in ports)
 
     @contextmanager
     def client(self) -> Iterator[httpx.Client]:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import httpx
 import numpy as np
@@ -83,8 +83,15 @@ def services_of(app: FastAPI) -> Services:
     return services
 
 
+class Begins(Protocol):
+    """Something in which work begins."""
+
+    async def has_begun(self) -> None:
+        """Wait until one more piece of work is in it."""
+
+
 async def hanging_up(
-    app: FastAPI, session: FakeSession, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
+    app: FastAPI, session: Begins, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> list[Message]:
     """Post a body, hang up once it is in the model, and return what was sent back."""
     hung_up = asyncio.Event()

@@ -66,7 +66,8 @@ def test_directions(folder: str, forbidden: set[str]) -> None:
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("app.main, app.cli", {"torch", "timm", "lightning", "training", "grpc", "tritonclient"}),
+        ("app.main, app.cli", {"torch", "timm", "lightning", "training", "grpc", "tritonclient", "ray", "app.cluster"}),
+        ("app.cluster.engine, app.cluster.remote, app.cluster.proxy, app.cluster.scaling", {"ray"}),
         ("app.v2.tensors, app.v2.http_body", {"fastapi", "starlette", "onnxruntime", "grpc", "tritonclient"}),
         (
             "app.core.errors, app.core.imaging, app.core.postprocess, app.core.spec",
