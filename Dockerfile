@@ -1,4 +1,4 @@
-# Two flavours of one file: FLAVOUR=cuda (with the CUDA and cuDNN wheels) and FLAVOUR=cpu.
+# Flavours of one file: FLAVOUR=cuda (with the CUDA and cuDNN wheels) and FLAVOUR=cpu; each with Ray: cuda-ray, cpu-ray.
 # For a build that can be repeated byte by byte, name the base by its digest: PYTHON_IMAGE=python@sha256:…
 ARG PYTHON_IMAGE=python:3.13-slim
 

@@ -77,7 +77,7 @@ format: $(VENV)/.dev  ## format, and mend what the linter can mend
 	@$(BIN)/ruff format
 
 audit: .venv-audit/.ready  ## look every locked package up among known vulnerabilities (needs PyPI)
-	@for lock in service cuda grpc otel ray training image-cpu image-cuda; do \
+	@for lock in service cuda grpc otel ray training image-cpu image-cuda image-cpu-ray image-cuda-ray; do \
 		echo "requirements/$$lock.txt"; \
 		.venv-audit/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
@@ -124,6 +124,8 @@ lock: $(VENV)/.dev  ## renew requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra otel --extra grpc --extra dev -o requirements/dev.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel --extra grpc --extra cuda -o requirements/image-cuda.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel --extra grpc --overrides requirements/image-cpu.overrides.in -o requirements/image-cpu.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel --extra cuda --extra ray -o requirements/image-cuda-ray.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel --extra ray --overrides requirements/image-cpu.overrides.in -o requirements/image-cpu-ray.txt
 	$(LOCK) --upgrade --group audit -o requirements/audit.txt
 	$(LOCK) --upgrade pyproject.toml -c $(VENV)/all.txt --group fuzz -o requirements/fuzz.txt
 	for peer in driver fastapi litserve mosec bentoml; do \
