@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 # With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
 SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
 
-.PHONY: help run test soak bench test-docker fuzz audit sbom check format setup-grpc setup-openvino setup-training lock clean
+.PHONY: help run test soak bench test-docker fuzz audit sbom check format setup-grpc setup-openvino setup-ray setup-training lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ setup-grpc: $(VENV)/.grpc  ## install what LEUKOSCOPE_GRPC_PORT needs
 setup-openvino: $(VENV)/.openvino  ## install what LEUKOSCOPE_CPU_ENGINE=openvino needs
 	@echo "LEUKOSCOPE_CPU_ENGINE=openvino can be set"
 
+setup-ray: $(VENV)/.ray  ## install what runs the service on a Ray cluster (docs/cluster.md)
+	@echo "docs/cluster.md says how to go on"
+
 setup-training: $(VENV)/.training  ## install what leukoscope-train needs
 	@echo "$(BIN)/leukoscope-train is there"
 
@@ -71,7 +74,7 @@ format: $(VENV)/.dev  ## format, and mend what the linter can mend
 	@$(BIN)/ruff format
 
 audit: .venv-audit/.ready  ## look every locked package up among known vulnerabilities (needs PyPI)
-	@for lock in service cuda grpc otel training image-cpu image-cuda; do \
+	@for lock in service cuda grpc otel ray training image-cpu image-cuda; do \
 		echo "requirements/$$lock.txt"; \
 		.venv-audit/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
@@ -96,7 +99,7 @@ $(VENV)/.created:
 	@touch $@
 
 # A stamp for each lock that was installed. All locks agree on every version, so they add up in one environment.
-$(VENV)/.service $(VENV)/.cuda $(VENV)/.grpc $(VENV)/.openvino $(VENV)/.training $(VENV)/.dev: $(VENV)/.%: requirements/%.txt requirements/build.txt pyproject.toml | $(VENV)/.created
+$(VENV)/.service $(VENV)/.cuda $(VENV)/.grpc $(VENV)/.openvino $(VENV)/.ray $(VENV)/.training $(VENV)/.dev: $(VENV)/.%: requirements/%.txt requirements/build.txt pyproject.toml | $(VENV)/.created
 	@echo "Installing $<"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt -r $<
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -112,6 +115,7 @@ lock: $(VENV)/.dev  ## renew requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra cuda -o requirements/cuda.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra grpc -o requirements/grpc.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra openvino -o requirements/openvino.txt
+	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra ray -o requirements/ray.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training -o requirements/training.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra otel -o requirements/otel.txt
 	$(LOCK) pyproject.toml -c $(VENV)/all.txt --extra training --extra otel --extra grpc --extra dev -o requirements/dev.txt
