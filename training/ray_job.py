@@ -28,7 +28,7 @@ def fit_on_ray(config: RunConfig, index: Path, folder: Path) -> None:
 
     Raises:
         ConfigError: Ray is not installed, or has no room for the workers.
-        RunError: The training failed.
+        RunError: Ray can't be used, or the training failed.
     """
     if any(find_spec(name) is None for name in ("ray", "pyarrow", "pandas")):
         raise ConfigError("--ray needs Ray, which is not installed: pip install 'leukoscope[ray,training]'")
@@ -40,8 +40,9 @@ def fit_on_ray(config: RunConfig, index: Path, folder: Path) -> None:
     own: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         ray.init(address=address or "local", logging_level=logging.WARNING, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"Ray can't be used at {RAY_ADDRESS}={address}: {error}") from error
+    except Exception as error:  # a plain Exception, where Ray takes too long to start
+        where = f"used at {RAY_ADDRESS}={address}" if address else "started here"
+        raise RunError(f"Ray can't be {where}: {error}") from error
     try:
         _train(config, index.resolve(), folder.resolve())
     finally:

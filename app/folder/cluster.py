@@ -136,7 +136,7 @@ def start_ray() -> None:
     """Join the cluster that `RAY_ADDRESS` names, or start Ray on this machine; nothing is told to Ray's makers.
 
     Raises:
-        StoppedError: There is no such cluster.
+        StoppedError: There is no such cluster, or Ray does not start.
     """
     # What Ray reads when it is loaded.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -154,8 +154,9 @@ def start_ray() -> None:
         ray.init(
             address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else own)
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StoppedError(f"Ray can't be used at {RAY_ADDRESS}={address}: {error}") from error
+    except Exception as error:  # a plain Exception, where Ray takes too long to start
+        where = f"used at {RAY_ADDRESS}={address}" if address else "started here"
+        raise StoppedError(f"Ray can't be {where}: {error}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
