@@ -100,13 +100,24 @@ def fit_command(
     start: Start = None,
     split: Split = None,
     changes: Changes = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Train in fit.devices workers of Ray: the cluster of RAY_ADDRESS, or here.")
+    ] = False,
 ) -> None:
     """Train a classifier; run again with the same words to resume."""
     from training.config import RunConfig, load_config
-    from training.fit import fit
 
     settings = load_config(config, RunConfig, start, split, changes or ())
-    result = fit(settings, index, out or default_run(settings.name, split))
+    folder = out or default_run(settings.name, split)
+    if ray:
+        from training.ray_job import fit_on_ray
+
+        fit_on_ray(settings, index, folder)
+        console.print(f"{folder}: fitted; the figures are in logs/metrics.csv")
+        return
+    from training.fit import fit
+
+    result = fit(settings, index, folder)
     if result.trainer.is_global_zero:
         console.print(f"{result.run.folder}: best validation loss {result.best_loss:.4f}")
 

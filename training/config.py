@@ -81,7 +81,7 @@ class FitConfig(Table):
         freeze_norm: Keep the backbone's batch-norm statistics as they started.
         precision: Lightning's name, such as ``32-true`` or ``bf16-mixed``.
         accelerator: Lightning's name; ``auto`` takes a GPU where there is one.
-        devices: Number of GPUs, or of processes on the CPU; more than one train data-parallel.
+        devices: Number of GPUs, or of processes on the CPU, over all machines; more than one train data-parallel.
         patience: Epochs without a smaller validation loss before the run stops; 0 never stops.
         keep: Whether the ``best`` epoch's weights are the result, or the ``last`` one's.
     """

@@ -23,6 +23,7 @@ from training.frozen import can_be_pooled, pooled_features
 from training.losses import balanced_class_weights
 from training.module import CellModule
 from training.notebook import NotebookSchedule
+from training.processes import Processes
 from training.run import CHECKPOINTS, Run
 from training.trainer import prepare, run_trainer
 
@@ -50,7 +51,15 @@ class FitResult:
     best_loss: float
 
 
-def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True, pool_frozen: bool = True) -> FitResult:
+def fit(
+    config: RunConfig,
+    index: Path,
+    folder: Path,
+    *,
+    progress: bool = True,
+    pool_frozen: bool = True,
+    together: Processes | None = None,
+) -> FitResult:
     """Train, or resume where the folder's last checkpoint stands.
 
     Args:
@@ -59,6 +68,7 @@ def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True, 
         folder: The run's folder.
         progress: Whether to show a progress bar.
         pool_frozen: Whether a frozen backbone's features are computed once, where that is the same.
+        together: How this process trains with others; None for `training.processes` to find out.
 
     Raises:
         TrainingError: The data, the start weights or the folder are wrong, or the loss is no number.
@@ -79,6 +89,7 @@ def fit(config: RunConfig, index: Path, folder: Path, *, progress: bool = True, 
         progress=progress,
         accelerator=config.fit.accelerator,
         devices=config.fit.devices,
+        together=together,
         precision=config.fit.precision,
         max_epochs=_epochs(run, config),
         gradient_clip_val=config.optimiser.clip_norm or None,

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 from training.config import DataConfig
 from training.data.dataset import Data
+from training.processes import Processes, processes
 from training.progress import CellProgress
 from training.run import Run, network_of
 from training.zoo import Classifier
@@ -63,6 +64,7 @@ def run_trainer(
     callbacks: Sequence[Callback],
     progress: bool,
     devices: int = 1,
+    together: Processes | None = None,
     **settings: Any,
 ) -> L.Trainer:
     """Train a module to its end, from the run's last checkpoint if it has one.
@@ -74,29 +76,33 @@ def run_trainer(
         batch_size: Of each process.
         callbacks: Beside the progress bar; one of them must write the last checkpoint.
         progress: Whether to show a progress bar.
-        devices: GPUs, or processes on the CPU.
+        devices: GPUs, or processes on the CPU, over all machines.
+        together: How this process trains with others; None for `training.processes` to find out.
         **settings: For `lightning.Trainer`.
 
     Returns:
         The trainer, after the fit.
+
+    Raises:
+        ConfigError: Another number of processes was started.
     """
+    together = together or processes(devices)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         _hush()
         trainer = L.Trainer(
-            devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
             # The data module deals the cells out to the processes.
             use_distributed_sampler=False,
             logger=loggers(run, mlflow=find_spec("mlflow") is not None),
             callbacks=[*callbacks, *([CellProgress(batch_size * devices)] if progress else [])],
-            plugins=[WholeCheckpoints()],
+            plugins=[WholeCheckpoints(), *together.plugins],
             enable_progress_bar=progress,
             enable_model_summary=False,
             # All batches have one size: cuDNN may look for its fastest algorithms.
             benchmark=True,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
+            **together.settings,
             **settings,
         )
         trainer.fit(module, datamodule=batches, ckpt_path=run.last_checkpoint())

@@ -13,14 +13,17 @@ from rich.console import Console
 
 from app.folder.answers import Answerer, InProcess
 from app.folder.client_key import read_client_key
+from app.folder.cluster import OnRay, check_ray
 from app.folder.display import progress, show_summary
 from app.folder.errors import StoppedError, UsageError
 from app.folder.heatmaps import HeatMaps
 from app.folder.remote import Service
 from app.folder.rows import Row
-from app.folder.runner import Runner, check_same_model, take_up
+from app.folder.runner import Runner, Work, check_same_model, take_up
 from app.folder.sinks import Sink, open_sink
 from app.folder.sources import Listing, Reader, find
+from app.folder.store_sink import StoreSink
+from app.folder.stores import is_url
 from app.folder.subjects import ByPattern, SubjectRule, Summary, by_folder
 from app.settings import CLIENT_KEY_VARIABLE, Settings
 
@@ -33,11 +36,12 @@ INTERRUPTED: Final = 130
 _HELP: Final = """Answer pictures in folders, files and zip archives, and write a table.
 
 PATH is a folder (walked to the bottom), a picture, a zip archive, or a quoted pattern such as
-'slides/**/*.bmp'. The model answers in this process, or a service does with --server.
+'slides/**/*.bmp'; or a URL such as s3://bucket/prefix/. The model answers in this process, or
+a service does with --server, or many workers do with --ray.
 
 The same command goes on where an earlier run stopped: rows that are in --out are not done again.
 A picture that can't be used becomes a row with its error. Parquet can't be added to: until
-the run is finished, its rows are in FILE.parquet.part.jsonl.
+the run is finished, its rows are in FILE.parquet.part.jsonl, and behind a URL in URL.parts/.
 
 \b
 Exit codes:
@@ -49,9 +53,16 @@ Exit codes:
 """
 
 _Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="What to answer.")]
-_Out = Annotated[Path | None, typer.Option(help="FILE.csv, .jsonl or .parquet; without it, CSV on standard output.")]
+_Out = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="FILE.csv, .jsonl or .parquet, or a URL.parquet; without it, CSV on standard output."
+    ),
+]
 _Server = Annotated[str | None, typer.Option(help="Ask this service, such as http://127.0.0.1:8000.")]
 _KeyFile = Annotated[Path | None, typer.Option(help=f"File with the service's key; or set {CLIENT_KEY_VARIABLE}.")]
+_Ray = Annotated[bool, typer.Option("--ray", help="Answer on Ray: the cluster of RAY_ADDRESS, or this machine.")]
+_Workers = Annotated[int | None, typer.Option(min=1, help="Of --ray; by default as many as the cluster has room for.")]
 _Explain = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write each new picture's heat-map into this folder.")
 ]
@@ -69,9 +80,11 @@ class Options:
     """What the command was told."""
 
     paths: list[str]
-    out: Path | None
+    out: str | None
     server: str | None
     api_key_file: Path | None
+    ray: bool
+    workers: int | None
     explain: Path | None
     subject_of: SubjectRule
     retry_failed: bool
@@ -93,6 +106,8 @@ def register(cli: typer.Typer, load_settings: Callable[[], Settings]) -> None:
         out: _Out = None,
         server: _Server = None,
         api_key_file: _KeyFile = None,
+        ray: _Ray = False,
+        workers: _Workers = None,
         explain: _Explain = None,
         subject_pattern: _Pattern = None,
         subject_folder: _Folder = False,
@@ -108,6 +123,8 @@ def register(cli: typer.Typer, load_settings: Callable[[], Settings]) -> None:
                 out=out,
                 server=server,
                 api_key_file=api_key_file,
+                ray=ray,
+                workers=workers,
                 explain=explain,
                 subject_of=_subject_rule(subject_pattern, subject_folder),
                 retry_failed=retry_failed,
@@ -126,15 +143,22 @@ def register(cli: typer.Typer, load_settings: Callable[[], Settings]) -> None:
 
 def _run(options: Options, load_settings: Callable[[], Settings], console: Console) -> int:
     settings = load_settings()
-    answerer = _answerer(options, settings)
+    _check_ray_options(options)
+    answerer = None if options.ray else _answerer(options, settings)
     listing = find(options.paths)
     if not listing.entries:
         raise UsageError(f"no pictures found; {listing.skipped} other files were passed over")
-    sink = open_sink(options.out, fresh=options.fresh, retry_failed=options.retry_failed)
+    sink = _sink(options)
     finished = False
     try:
         with Reader(settings.max_request_bytes) as reader:
-            summary = asyncio.run(_work(options, listing, answerer, sink, reader, console))
+            work: Work
+            if answerer is None:
+                work = OnRay(settings, sink, options.subject_of, options.workers)
+            else:
+                heat_maps = None if options.explain is None else HeatMaps(options.explain)
+                work = Runner(answerer, reader, sink, options.subject_of, heat_maps)
+            summary = asyncio.run(_work(work, listing, sink, console))
         finished = True
     finally:
         sink.close(finished=finished)
@@ -142,22 +166,18 @@ def _run(options: Options, load_settings: Callable[[], Settings], console: Conso
     return SOME_FAILED if summary.total.failed else ALL_ANSWERED
 
 
-async def _work(
-    options: Options, listing: Listing, answerer: Answerer, sink: Sink, reader: Reader, console: Console
-) -> Summary:
-    # SIGTERM ends it as Ctrl-C does: what is answered is written.
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - narrows the type
-    if os.name == "posix":
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+async def _work(work: Work, listing: Listing, sink: Sink, console: Console) -> Summary:
     summary = Summary.empty()
     done, models = take_up(sink, summary)
     entries = [entry for entry in listing.entries if entry.key not in done]
     console.print(_plan(listing, len(entries)), highlight=False, markup=False)
     if not entries:
         return summary
-    async with answerer:
-        check_same_model(models, answerer.model)
+    # SIGTERM ends it as Ctrl-C does: what is answered is written.
+    if os.name == "posix":
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    async with work:
+        check_same_model(models, work.model)
         with progress(console, len(entries)) as advance:
 
             def count(rows: Sequence[Row]) -> None:
@@ -165,8 +185,7 @@ async def _work(
                     summary.add(row)
                 advance(len(rows))
 
-            heat_maps = None if options.explain is None else HeatMaps(options.explain)
-            await Runner(answerer, reader, sink, options.subject_of, heat_maps).run(entries, count)
+            await work.run(entries, count)
     return summary
 
 
@@ -178,6 +197,28 @@ def _plan(listing: Listing, left: int) -> str:
     if listing.skipped:
         words.append(f"{listing.skipped:,} other files passed over")
     return "; ".join(words) + "."
+
+
+def _sink(options: Options) -> Sink:
+    if options.out is not None and is_url(options.out):
+        return StoreSink(options.out, fresh=options.fresh, retry_failed=options.retry_failed)
+    out = None if options.out is None else Path(options.out)
+    return open_sink(out, fresh=options.fresh, retry_failed=options.retry_failed)
+
+
+def _check_ray_options(options: Options) -> None:
+    if not options.ray:
+        if options.workers is not None:
+            raise UsageError("--workers is for --ray")
+        return
+    for name, value in (("--server", options.server), ("--api-key-file", options.api_key_file)):
+        if value is not None:
+            raise UsageError(f"{name} and --ray exclude each other: Ray's workers answer by themselves")
+    if options.out is None:
+        raise UsageError("--ray needs --out: Ray writes to standard output too")
+    if options.explain is not None:
+        raise UsageError("--explain can't be had with --ray; run it without, for the pictures that matter")
+    check_ray()
 
 
 def _answerer(options: Options, settings: Settings) -> Answerer:

@@ -3,7 +3,8 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from types import TracebackType
+from typing import Final, Protocol, Self
 
 from app.core.postprocess import Prediction
 from app.folder.answers import IN_FLIGHT, Answer, Answerer
@@ -17,6 +18,25 @@ from app.inference.registry import ModelRef
 
 MIB: Final = 1024 * 1024
 _CHUNK_BYTES: Final = 32 * MIB
+
+
+class Work(Protocol):
+    """Gets entries answered and their rows written, in an ``async with`` block."""
+
+    @property
+    def model(self) -> ModelRef:
+        """The model that answers."""
+
+    async def __aenter__(self) -> Self:
+        """Get ready."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let everything go."""
+
+    async def run(self, entries: Sequence[Entry], on_rows: Callable[[Sequence[Row]], None]) -> None:
+        """Answer entries and write their rows."""
 
 
 class Runner:
@@ -33,7 +53,7 @@ class Runner:
         """Make a runner.
 
         Args:
-            answerer: Who answers; entered already.
+            answerer: Who answers; the runner enters it, or it is entered already.
             reader: Reads the pictures.
             sink: Where rows go.
             subject_of: Whose cell it is.
@@ -44,6 +64,22 @@ class Runner:
         self._sink = sink
         self._subject_of = subject_of
         self._heat_maps = heat_maps
+
+    @property
+    def model(self) -> ModelRef:
+        """The model that answers."""
+        return self._answerer.model
+
+    async def __aenter__(self) -> Self:
+        """Get the answerer ready."""
+        await self._answerer.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let the answerer go."""
+        await self._answerer.__aexit__(kind, error, trace)
 
     async def run(self, entries: Sequence[Entry], on_rows: Callable[[Sequence[Row]], None]) -> None:
         """Answer entries and write their rows, in order.

@@ -28,7 +28,7 @@ class Sink(Protocol):
 
 
 def open_sink(out: Path | None, *, fresh: bool, retry_failed: bool) -> Sink:
-    """Open the output.
+    """Open an output on this machine.
 
     Args:
         out: A .csv, .jsonl or .parquet file; None writes CSV to standard output.

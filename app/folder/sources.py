@@ -1,4 +1,4 @@
-"""Find the pictures under paths, globs and zip archives, and read them one by one. Nothing is unpacked to disk."""
+"""Find the pictures under paths, globs, URLs and in zip archives, and read them one by one, none unpacked to disk."""
 
 import glob
 import os
@@ -12,6 +12,7 @@ from typing import Final, Self
 
 from app.core.naming import PICTURE_SUFFIXES
 from app.folder.errors import UsageError
+from app.folder.stores import StoredFile, is_url, listed
 
 _ARCHIVE_SUFFIX: Final = ".zip"
 _ENCRYPTED: Final = 0x1
@@ -23,14 +24,14 @@ class Entry:
 
     Attributes:
         key: Its name in the output, with ``/`` between folders; unique within a run.
-        path: The file, or the archive that holds it.
+        path: The file, here or in a store, or the archive that holds it.
         member: Name inside the archive; None for a plain file.
         size: In bytes, as the file system or the archive says.
         problem: Why it can't be read, if that is known already.
     """
 
     key: str
-    path: Path
+    path: Path | StoredFile
     member: str | None = None
     size: int = 0
     problem: str | None = None
@@ -52,18 +53,20 @@ def find(paths: Iterable[str]) -> Listing:
     """List the pictures under paths.
 
     A file that is named outright is always taken; in folders and archives, what has a picture's
-    suffix is. Folders are walked to the bottom in the order of names.
+    suffix is. Folders are walked to the bottom in the order of names. Archives behind a URL are
+    passed over.
 
     Args:
-        paths: Files, folders, zip archives, or glob patterns (``**`` crosses folders).
+        paths: Files, folders, zip archives, glob patterns (``**`` crosses folders), or URLs of the
+            like (``s3://bucket/prefix/``).
 
     Raises:
-        UsageError: A path is not there, or a pattern matches nothing.
+        UsageError: A path is not there, a pattern matches nothing, or a URL can't be listed.
     """
     found: dict[str, Entry] = {}
     skipped = 0
-    for path in (match for pattern in paths for match in _expand(pattern)):
-        for entry in _entries(path):
+    for pattern in paths:
+        for entry in _stored(pattern) if is_url(pattern) else _local(pattern):
             if entry is None:
                 skipped += 1
             else:
@@ -96,13 +99,16 @@ class Reader:
 
         Raises:
             UnreadableError: They can't be had, or are too many.
+            StoppedError: The store that they lie in fails.
         """
         if entry.problem is not None:
             raise UnreadableError(entry.problem)
         if entry.size > self._max_bytes:
             raise UnreadableError(f"The file has {entry.size:,} bytes; at most {self._max_bytes:,} are read.")
         try:
-            return entry.path.read_bytes() if entry.member is None else self._member(entry.path, entry.member)
+            if entry.member is None or isinstance(entry.path, StoredFile):
+                return entry.path.read_bytes()
+            return self._member(entry.path, entry.member)
         except OSError as error:
             raise UnreadableError(f"The file can't be read: {error.strerror or error}.") from error
         except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, NotImplementedError, KeyError) as error:
@@ -133,6 +139,21 @@ def _expand(pattern: str) -> list[Path]:
     if not matches:
         raise UsageError(f"{pattern}: the pattern matches nothing")
     return [Path(match) for match in matches]
+
+
+def _stored(url: str) -> Iterator[Entry | None]:
+    for file, size in listed(url):
+        # What is named outright is taken whatever its name.
+        if not _is_picture(file) and file != url:
+            yield None
+            continue
+        problem = "The name has '::', which fsspec takes for a chain of URLs." if "::" in file else None
+        yield Entry(file, StoredFile(file), size=size, problem=problem)
+
+
+def _local(pattern: str) -> Iterator[Entry | None]:
+    for path in _expand(pattern):
+        yield from _entries(path)
 
 
 def _entries(path: Path) -> Iterator[Entry | None]:
