@@ -141,6 +141,22 @@ def probe_command(
     console.print(f"{folder}: cross-entropy of held-out subjects {loss:.4f}")
 
 
+@app.command("floor")
+def floor_command(
+    config: Annotated[Path, typer.Argument(help="A TOML file, whose split and input are used.")],
+    index: IndexFile = DEFAULT_INDEX,
+    out: NewRun = None,
+    split: Split = None,
+) -> None:
+    """Judge what a cell's area and colours alone tell: the floor that a network must clear."""
+    from training.config import ProbeRunConfig, load_config
+    from training.floor import judge_floor
+
+    folder = out or default_run("floor", split)
+    report = judge_floor(load_config(config, ProbeRunConfig, split=split), index, folder)
+    console.print(f"{folder}: AUROC {report['test']['auroc']:.4f}, weighted F1 {report['test']['weighted_f1']:.4f}")
+
+
 @app.command("evaluate")
 def evaluate_command(
     run: RunFolder,

@@ -72,9 +72,9 @@ def evaluate(
         parts.append(read_test(run, judged_by))
     told, asked = parts
     report = _describe_run(run, views) | {"temperature": temperature}
-    report["split"] = _describe_split(data, judged_by, asked)
+    report["split"] = describe_split(data, judged_by, asked)
     report["novelty"] = describe_flagged(judged, flagged(asked), asked["subject"].to_numpy().astype(str))
-    report |= _judge(told, asked, seed=run.config().seed)
+    report |= judge_tables(told, asked, seed=run.config().seed)
     kind = f"-{views}-views" if views > 1 else ""
     _write(run.folder / _with(REPORT_FILE, kind), json.dumps(report, indent=2) + "\n")
     page = report_page(
@@ -97,8 +97,14 @@ def _judge_novelty(run: Run, data: Data, observer: Observer, count: int) -> tupl
     return judge(of_cells, of_pictures), novelty
 
 
-def _judge(told: pl.DataFrame, asked: pl.DataFrame, seed: int) -> dict[str, Any]:
-    """All measured figures of both parts."""
+def judge_tables(told: pl.DataFrame, asked: pl.DataFrame, seed: int) -> dict[str, Any]:
+    """Return all measured figures of both parts, and the review band that the first one chose.
+
+    Args:
+        told: Answers that choose the band, as `training.predictions.answers` makes them.
+        asked: Answers that are judged.
+        seed: Of the bootstrap.
+    """
     band = choose_review_band(probability(told), truth(told), _WANTED_ACCURACY, _WANTED_SENSITIVITY)
     groups = asked["group"].fill_null(asked["path"]).to_numpy().astype(str)
     interval = subject_bootstrap(probability(asked), truth(asked), groups, seed=seed)
@@ -136,7 +142,8 @@ def _describe_run(run: Run, views: int) -> dict[str, Any]:
     }
 
 
-def _describe_split(data: Data, judged_by: Sequence[Run], asked: pl.DataFrame) -> dict[str, Any]:
+def describe_split(data: Data, judged_by: Sequence[Run], asked: pl.DataFrame) -> dict[str, Any]:
+    """Return what a report says of a split: its name and hash, and who is in its parts."""
     tables = {part: data.cells[rows] for part, rows in data.split.parts().items()} | {"test": asked}
     counts = {
         part: {

@@ -23,6 +23,7 @@ from training.data.labels import ALL
 from training.data.splits import Rows, cut_by_subject
 from training.frozen import pooled_features
 from training.run import HeldOut
+from training.tables import SplitConfig
 from training.trainer import prepare
 from training.zoo.staged import StatisticsHead
 
@@ -69,12 +70,12 @@ def probe(config: ProbeRunConfig, index: Path, folder: Path) -> float:
     assert isinstance(head, StatisticsHead)  # noqa: S101 - the configuration admits no other network
     features = pooled_features(network, config, data, run.cache())
     rows = np.sort(np.concatenate([data.split.train, data.split.validation]))
-    margins = {c: _held_out(features, data, rows, config, c) for c in config.probe.strengths}
+    margins = {c: held_out(features, data, rows, config.split, strength=c) for c in config.probe.strengths}
     truth = data.targets[rows] == ALL
     losses = {c: _cross_entropy(margin, truth) for c, margin in margins.items()}
     best = min(losses, key=losses.__getitem__)
-    run.save_held_out(HeldOut(rows, _logits(margins[best])))
-    _put(solve(*_examples(features, truth, rows, np.arange(len(rows))), strength=best), head)
+    run.save_held_out(HeldOut(rows, as_logits(margins[best])))
+    _put(solve(*examples(features, truth, rows, np.arange(len(rows))), strength=best), head)
     run.save_weights(network.state_dict())
     return losses[best]
 
@@ -94,40 +95,48 @@ def solve(features: NDArray[np.float64], truth: NDArray[np.bool_], *, strength: 
     return Solved(fitted.coef_[0], float(fitted.intercept_[0]), mean, deviation)
 
 
-def _held_out(
-    features: NDArray[np.float32], data: Data, rows: Rows, config: ProbeRunConfig, strength: float
+def held_out(
+    features: NDArray[np.float32], data: Data, rows: Rows, split: SplitConfig, *, strength: float
 ) -> NDArray[np.float64]:
-    """Margins of all rows, each by a layer that did not see its subject."""
+    """Return the margins of all rows, each by a layer that did not see its subject.
+
+    Args:
+        features: Of all cells, shape ``(cells, views, width)``; the first view is the one that is answered.
+        data: The run's data.
+        rows: What is learnt from and held out in turn, in order.
+        split: Into how many parts the subjects are cut.
+        strength: See `solve`.
+    """
     truth, margins = data.targets[rows] == ALL, np.zeros(len(rows))
-    for learnt, held in _cuts(data, rows, config):
-        solved = solve(*_examples(features, truth, rows, learnt), strength=strength)
+    for learnt, held in _cuts(data, rows, split):
+        solved = solve(*examples(features, truth, rows, learnt), strength=strength)
         margins[held] = solved.margin(features[rows[held], 0].astype(np.float64))
     return margins
 
 
-def _cuts(data: Data, rows: Rows, config: ProbeRunConfig) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    for learnt, held in cut_by_subject(data.cells, rows, config.split):
+def _cuts(data: Data, rows: Rows, split: SplitConfig) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    for learnt, held in cut_by_subject(data.cells, rows, split):
         yield np.searchsorted(rows, learnt), np.searchsorted(rows, held)
 
 
-def _examples(
+def examples(
     features: NDArray[np.float32], truth: NDArray[np.bool_], rows: Rows, chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """All mirrorings of the chosen ones of `rows`, and whether each is ALL."""
+    """Return all views of the chosen ones of `rows`, shape ``(examples, width)``, and whether each is ALL."""
     views = features.shape[1]
     picked = features[rows[chosen]].reshape(-1, features.shape[2]).astype(np.float64)
     return picked, np.repeat(truth[chosen], views)
 
 
-def _logits(margin: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logits whose difference is the margin, in the order of the labels."""
+def as_logits(margin: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return logits whose difference is the margin, shape ``(cells, 2)``, in the order of the labels."""
     logits = np.empty((len(margin), 2))
     logits[:, ALL], logits[:, 1 - ALL] = margin / 2, -margin / 2
     return logits
 
 
 def _cross_entropy(margin: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    probability = softmax(_logits(margin))
+    probability = softmax(as_logits(margin))
     right = np.where(truth, probability[:, ALL], probability[:, 1 - ALL])
     return float(-np.log(right.clip(1e-12)).mean())
 
