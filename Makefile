@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 # With an NVIDIA driver, the service's set-up has the CUDA and cuDNN wheels too.
 SERVICE := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,service)
 
-.PHONY: help run test soak bench test-docker test-cluster fuzz audit sbom check format setup-grpc setup-openvino setup-ray setup-training lock clean
+.PHONY: help run test soak bench test-docker test-cluster fuzz audit sbom check format setup-grpc setup-openvino setup-ray setup-training train lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,22 @@ setup-ray: $(VENV)/.ray  ## install what runs the service on a Ray cluster (docs
 
 setup-training: $(VENV)/.training  ## install what leukoscope-train needs
 	@echo "$(BIN)/leukoscope-train is there"
+
+# MODEL: efficientnet-lite0 or efficientnet-b3. START: a file with the relative's weights, where timm can't fetch them.
+MODEL ?= efficientnet-lite0
+TRAIN := $(BIN)/leukoscope-train
+train: $(VENV)/.training  ## make MODEL anew from the cells in data/, judged on either fold, to runs/
+	@$(TRAIN) index data
+	@set -- $(if $(START),--start $(START)); for fold in 0 1; do \
+		if [ -f training/configs/$(MODEL)-features.toml ]; then \
+			$(TRAIN) distil training/configs/$(MODEL)-features.toml --split fold:$$fold $(if $(START),--start $(START)) || exit 1; \
+			set -- --start runs/$(MODEL)-features-fold-$$fold/weights.safetensors; \
+		fi; \
+		$(TRAIN) probe training/configs/$(MODEL).toml --split fold:$$fold "$$@" || exit 1; \
+		$(TRAIN) evaluate runs/$(MODEL)-fold-$$fold || exit 1; \
+	done; \
+	$(TRAIN) probe training/configs/$(MODEL).toml "$$@" && \
+	$(TRAIN) evaluate runs/$(MODEL) --judged-by runs/$(MODEL)-fold-0 --judged-by runs/$(MODEL)-fold-1
 
 MINUTES ?= 5
 soak: $(VENV)/.dev  ## run mixed traffic with changes of the model for MINUTES, and reconcile the counters

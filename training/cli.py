@@ -94,7 +94,7 @@ def distil_command(
 
 @app.command("fit")
 def fit_command(
-    config: Annotated[Path, typer.Argument(help="A TOML file such as training/configs/efficientnet-b3.toml.")],
+    config: Annotated[Path, typer.Argument(help="A TOML file such as training/configs/notebook-efficientnet-b3.toml.")],
     index: IndexFile = DEFAULT_INDEX,
     out: NewRun = None,
     start: Start = None,

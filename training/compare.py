@@ -1,6 +1,7 @@
 """Runs side by side: one table from their reports, beside what the two notebooks published."""
 
 import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -114,6 +115,8 @@ def results_page(runs: list[Judged]) -> str:
         "Cells of one subject stand on both sides: these figures show how well a network knows its subjects. They are "
         "here to stand beside the published ones, and beside the same network above.",
         _markdown(_HEAD, [row(one) for one in leaking]) if leaking else "No runs yet.",
+        "## What was tried for the shipped models",
+        *_tried(),
         "## What the two notebooks published",
         "Accuracy, by random splits by image of all three folds.",
         _markdown(("where", "network", "accuracy"), published),
@@ -123,6 +126,20 @@ def results_page(runs: list[Judged]) -> str:
         _markdown(("run", "split", "sha256"), [(one.name, *_split(one)) for one in runs]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _tried() -> tuple[str, str]:
+    """What was tried beside the runs, and what it gave."""
+    tables = tomllib.loads((Path(__file__).parent / "tried.toml").read_text(encoding="utf-8"))
+
+    def pair(entry: dict[str, Any], direction: str) -> str:
+        return " / ".join(f"{value:.3f}" for value in entry.get(direction, ()))
+
+    rows = [(one["what"], *(pair(one, way) for way in ("forward", "reverse", "pooled"))) for one in tables["tried"]]
+    columns = ("what", "fold 0 to 1: AUROC / weighted F1", "fold 1 to 0", "pooled")
+    return f"{tables['note']} Explored before the recipe was fixed, by scripts that are not kept.", _markdown(
+        columns, rows
+    )
 
 
 def _hardest(judged: Judged, count: int = 3) -> list[tuple[str, ...]]:
