@@ -14,7 +14,7 @@ import httpx
 # Before Ray is imported: nothing of these tests is reported to anybody, and Serve's proxy is as in deploy/ray/.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "app.cluster.proxy:middlewares"
-os.environ["RAY_worker_niceness"] = "0"  # by default replicas wait for everybody else on a busy machine
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name; by default replicas wait for all else on a busy machine
 os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "1"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray takes this machine's address for 127.0.0.1
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent.parent)
