@@ -58,8 +58,16 @@ def start(models_dir: Path, *words: object, ray: bool = True, **variables: str) 
 
 def predict(models_dir: Path, *words: object, ray: bool = True, **variables: str) -> tuple[int, str]:
     process = start(models_dir, *words, ray=ray, **variables)
-    said, _ = process.communicate(timeout=_PATIENCE_S)
+    said = ended(process)
     return process.returncode, said
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """Wait for a command's end, and return what it said."""
+    try:
+        return process.communicate(timeout=_PATIENCE_S)[0]
+    finally:
+        process.kill()
 
 
 def wait_until(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -104,7 +112,7 @@ def test_whatever_is_killed_no_row_is_lost_or_repeated(models_dir: Path, tmp_pat
     wait_until(lambda: growing(out) > 64, process)
     killed = process.pid if victim == "the command" else worker_of(process.pid, "ray::MapWorker")
     os.kill(killed, signal.SIGKILL)
-    said, _ = process.communicate(timeout=_PATIENCE_S)
+    said = ended(process)
     if victim == "the command":
         assert growing(out) < 1001
         code, said = predict(models_dir, cells, "--out", out)
@@ -122,7 +130,7 @@ def test_sigterm_keeps_what_is_answered(models_dir: Path, cells: Path, tmp_path:
     process = start(models_dir, cells, "--out", out)
     wait_until(lambda: growing(out) > 0, process)
     process.terminate()
-    said, _ = process.communicate(timeout=_PATIENCE_S)
+    said = ended(process)
     assert process.returncode in {130, 1}, said  # 1 if all was answered meanwhile
     if process.returncode == 130:
         assert "the same command goes on from here" in said

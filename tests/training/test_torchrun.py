@@ -56,7 +56,11 @@ def torchrun(index: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 def finished(process: subprocess.Popen[bytes], out: Path) -> Path:
-    assert process.wait(timeout=_PATIENCE_S) == 0, out.with_suffix(".log").read_text()
+    try:
+        status = process.wait(timeout=_PATIENCE_S)
+    finally:
+        process.terminate()  # torchrun ends its processes then
+    assert status == 0, out.with_suffix(".log").read_text()
     return out
 
 
