@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 
-from app.core.spec import write_active
+from app.core.active import write_active
 from app.folder.answers import IN_FLIGHT, InProcess
 from app.folder.errors import FolderError
 from app.folder.rows import COLUMNS, Row

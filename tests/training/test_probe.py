@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +23,7 @@ from training.fit import fit
 from training.probe import probe, solve
 from training.run import Run
 from training.zoo import create
-from training.zoo.staged import StagedClassifier
+from training.zoo.staged import StagedClassifier, StatisticsHead
 from training.zoo.start import apply_start
 
 SCALING = ((127.0,) * 3, (128.0,) * 3)
@@ -35,6 +36,11 @@ def staged(network: str = "efficientnet-lite0-stages") -> StagedClassifier:
     return made.eval()
 
 
+def head(network: StagedClassifier) -> StatisticsHead:
+    assert isinstance(network.head, StatisticsHead)
+    return network.head
+
+
 def cells(count: int = 3) -> torch.Tensor:
     """Scaled pictures of coloured noise in a square on black."""
     pictures = torch.zeros(count, 3, 64, 64)
@@ -42,7 +48,7 @@ def cells(count: int = 3) -> torch.Tensor:
     return (pictures - 127) / 128
 
 
-def config(split: dict[str, object], start: Path | None = None, **changes: object) -> ProbeRunConfig:
+def config(split: dict[str, object], start: Path | None = None, **changes: Any) -> ProbeRunConfig:
     model: dict[str, object] = {"network": "efficientnet-lite0-stages", "freeze": True}
     if start:
         model["start"] = {"kind": "file", "file": str(start), "licence": "random, for a test"}
@@ -114,10 +120,10 @@ def test_statistics_are_mean_and_deviation_over_the_cell() -> None:
 def test_evidence_adds_up_to_the_margin() -> None:
     network = staged()
     with torch.no_grad():
-        network.head.standardise.fit(network.feature_map(cells(3)) * torch.rand(3, 1))
+        head(network).standardise.fit(network.feature_map(cells(3)) * torch.rand(3, 1))
         explained = network.explain(cells(2))
         margin = explained.logits[:, 0] - explained.logits[:, 1]
-        bias = network.head.logits.bias[0] - network.head.logits.bias[1]
+        bias = head(network).logits.bias[0] - head(network).logits.bias[1]
     assert torch.allclose(explained.evidence.sum(dim=(1, 2)) + bias, margin, atol=1e-3)
     assert torch.allclose(explained.logits, network(cells(2)))
     assert (explained.evidence[:, 0] == 0).all()  # nothing speaks from the black
@@ -130,7 +136,7 @@ def test_a_grown_network_of_stages_has_its_relatives_statistics(tmp_path: Path) 
     from training.zoo.activations import set_activation_progress
 
     torch.manual_seed(5)
-    relative = timm.create_model("tf_efficientnet_lite2", num_classes=0)
+    relative: Any = timm.create_model("tf_efficientnet_lite2", num_classes=0)
     save_file(relative.state_dict(), tmp_path / "lite2.safetensors")
     grown = staged("efficientnet-b3-stages")
     given = StartConfig(kind="grown", relative="tf_efficientnet_lite2", file=tmp_path / "lite2.safetensors")
@@ -233,9 +239,9 @@ def test_a_start_file_of_another_network_is_refused(tmp_path: Path) -> None:
         {"model": {"network": "efficientnet-b0", "freeze": True}},
     ],
 )
-def test_a_probe_of_what_is_not_frozen_is_refused(changes: dict[str, object]) -> None:
+def test_a_probe_of_what_is_not_frozen_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="a probe wants"):
-        config({"kind": "all"}, **changes)
+        config({"kind": "all"}, None, **changes)
 
 
 def test_the_command_solves_and_judges(drawn_index: Path, start: Path, tmp_path: Path) -> None:
