@@ -7,7 +7,6 @@ no backbone: the features of each mirroring are the same every time.
 import hashlib
 import os
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
@@ -17,10 +16,8 @@ from rich.progress import track
 from training.config import ProbeRunConfig, RunConfig
 from training.data.augment import flipped
 from training.data.dataset import Data
-from training.module import Scaled
+from training.module import BATCH, Scaled
 from training.zoo import Classifier
-
-_BATCH: Final = 64
 
 
 def can_be_pooled(config: RunConfig, network: Classifier) -> bool:
@@ -60,8 +57,9 @@ def pooled_features(
 @torch.no_grad()
 def _compute(module: Scaled, data: Data, variants: int, device: torch.device) -> NDArray[np.float32]:
     parts = []
-    for start in track(range(0, len(data.inputs), _BATCH), "Computing features"):
-        images = torch.from_numpy(np.array(data.inputs[start : start + _BATCH])).to(device)
+    batch = BATCH[device.type]
+    for start in track(range(0, len(data.inputs), batch), "Computing features"):
+        images = torch.from_numpy(np.array(data.inputs[start : start + batch])).to(device)
         views = []
         for variant in range(variants):
             numbers = torch.full((len(images),), variant, device=device)

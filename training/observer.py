@@ -1,7 +1,7 @@
 """Shows pictures to a run's network, and keeps what it says."""
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +10,9 @@ from rich.progress import track
 from torch import Tensor
 
 from training.data.splits import Rows
-from training.module import Scaled
+from training.module import BATCH, Scaled
 from training.novelty.stages import StageMeans
 from training.run import Run
-
-_BATCH: Final = 64
 
 
 class Seen(NamedTuple):
@@ -55,10 +53,11 @@ class Observer:
             views: Mirrored and turned views of a picture whose logits are averaged: 1, 2, 4 or 8.
         """
         rows = np.arange(len(inputs)) if rows is None else rows
+        batch = BATCH[self._device.type]
         logits: list[NDArray[np.float64]] = []
         vectors: list[NDArray[np.float32]] = []
-        for start in track(range(0, len(rows), _BATCH), "Looking at pictures"):
-            images = torch.from_numpy(np.array(inputs[rows[start : start + _BATCH]])).to(self._device)
+        for start in track(range(0, len(rows), batch), "Looking at pictures"):
+            images = torch.from_numpy(np.array(inputs[rows[start : start + batch]])).to(self._device)
             seen = [(self._module(view), self._stages.take()) for view in seen_from(images, views)]
             logits.append(torch.stack([said for said, _ in seen]).mean(dim=0).cpu().numpy().astype(np.float64))
             vectors.append(seen[0][1].cpu().numpy())
