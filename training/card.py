@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.core.spec import REPORT_FILE, Manifest
 from training.config import ProbeRunConfig, RunConfig
 from training.errors import RunError
@@ -29,15 +31,19 @@ def model_card(config: RunConfig | ProbeRunConfig, report: dict[str, Any], versi
         "## How it was measured",
         _split(report["split"]),
         _disjoint(config, report["split"]),
+        *_recalibrated(report),
         "## What was measured",
         _figures(report),
         _review(report),
         *_novelty(report),
+        _hardest(report["test"]["subjects"]),
         _subjects(report["test"]["subjects"], report.get("novelty")),
         "## How it was made",
         _recipe(config),
         "## Limits",
         _LIMITS,
+        "## At another site",
+        _OTHER_SITE,
         "## Licence",
         f"Weights: Apache-2.0. Start weights: {config.model.start.licence}. Data: {data_licence}.",
     ]
@@ -78,6 +84,13 @@ _LIMITS = """\
 - Labels are one expert's.
 - Cell size and brightness differ between the classes of this data set, and are partly habits of its subjects.
 - The temperature and the review band come from few subjects; another site needs its own."""
+
+
+_OTHER_SITE = """\
+Put at least 50 labelled cells of each class, of several subjects, cut out on black, into `all/` and `hem/` of a folder.
+`leukoscope-train index FOLDER --out own.parquet` lists them, and `leukoscope-train recalibrate THIS_FOLDER own.parquet`
+writes a version whose temperature, review band and threshold of novelty are those of the site. Do not use a site's
+cells for anything else before; and where the AUROC is poor, a temperature does not help: train with them."""
 
 
 def _disjoint(config: RunConfig | ProbeRunConfig, split: dict[str, Any]) -> str:
@@ -129,6 +142,33 @@ def _figures(report: dict[str, Any]) -> str:
         f"of {fp + tn} HEM cells {tn} were called HEM and {fp} ALL. "
         f"{_exported(report['export'])} Temperature {report['temperature']:.3f} "
         f"(ECE without one {test['ece_without_temperature']:.3f})."
+    )
+
+
+def _recalibrated(report: dict[str, Any]) -> list[str]:
+    """What another site's cells changed; most models were not recalibrated."""
+    if "recalibration" not in report:
+        return []
+    done = report["recalibration"]
+    return [
+        f"**Recalibrated**: temperature, review band and threshold of novelty of {done['of']} were fitted anew to "
+        f"{done['cells']} cells of {done['subjects']} subjects of another site. On those very cells the ECE went from "
+        f"{done['before']['ece']:.3f} to {done['after']['ece']:.3f}; weighted F1 is "
+        f"{done['after']['weighted_f1']:.3f}, AUROC {done['after']['auroc']:.3f}. All figures below are still those of "
+        "the model as it was measured on C-NMC."
+    ]
+
+
+def _hardest(subjects: list[dict[str, Any]]) -> str:
+    """The subjects that are told worst, in words."""
+    worst = sorted(subjects, key=lambda subject: subject["accuracy"])[:4]
+    named = "; ".join(f"{s['subject']} ({s['label']}, {s['cells']} cells: {s['accuracy']:.2f} right)" for s in worst)
+    all_right = [s["accuracy"] for s in subjects if s["label"] == "ALL"]
+    hem_right = [s["accuracy"] for s in subjects if s["label"] == "HEM"]
+    return (
+        f"Where it fails: the errors keep to single subjects, not to single pictures. Worst are {named}. The median "
+        f"subject has {np.median(all_right):.2f} of its ALL and {np.median(hem_right):.2f} of its HEM cells right. The "
+        "run's `report.html` shows the cells that went most wrong."
     )
 
 

@@ -211,6 +211,21 @@ def export_command(
         write_active(models, folder.parent.name, folder.name)
 
 
+@app.command("recalibrate")
+def recalibrate_command(
+    folder: Annotated[Path, typer.Argument(help="models/<name>/<version>.")],
+    index: Annotated[Path, typer.Argument(help="Index of the site's labelled cells.")],
+    version: Annotated[
+        str | None, typer.Option(help="Semantic version of the new model; by default one minor version on.")
+    ] = None,
+) -> None:
+    """Fit temperature, review band and novelty threshold to another site's cells; a new version beside the old one."""
+    from training.export import next_version
+    from training.recalibrate import recalibrate
+
+    console.print(f"{recalibrate(folder, index, version or next_version(folder.parent))}: written")
+
+
 @app.command("sheet")
 def sheet_command(
     config: Annotated[Path, typer.Argument(help="A TOML file of a classifier's run.")],

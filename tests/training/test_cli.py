@@ -15,9 +15,10 @@ from training.cli import main
         (["index", "/nowhere"], "/nowhere is no folder; expected a C-NMC download"),
         (["fit", "nowhere.toml"], "nowhere.toml: can't be read"),
         (["distil", "training/configs/efficientnet-b3.toml"], "distil: "),
+        (["fit", "training/configs/efficientnet-b3.toml"], "fit: Field required"),
         (["evaluate", "/nowhere"], "/nowhere is no run"),
         (["export", "/nowhere"], "/nowhere is no run"),
-        (["fit", "training/configs/efficientnet-b3.toml", "--index", "/nowhere"], "leukoscope-train index"),
+        (["fit", "training/configs/notebook-efficientnet-b3.toml", "--index", "/nowhere"], "leukoscope-train index"),
     ],
 )
 def test_errors(
@@ -44,6 +45,6 @@ def test_help_lists_the_commands_and_loads_no_torch() -> None:
         "print(CliRunner().invoke(app, ['--help']).output, 'torch' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout  # noqa: S603
-    for command in ("index", "distil", "fit", "evaluate", "export", "sheet", "compare", "results"):
+    for command in ("index", "distil", "probe", "floor", "fit", "evaluate", "export", "sheet", "compare", "results"):
         assert command in shown
     assert shown.split()[-1] == "False"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import DataConfig, FeatureRunConfig, RunConfig, load_config
+from training.config import DataConfig, FeatureRunConfig, ProbeRunConfig, RunConfig, load_config
 from training.errors import ConfigError
 from training.zoo import least_px, names
 
@@ -12,7 +12,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.to
 
 
 def kind_of(path: Path) -> type[DataConfig]:
-    return FeatureRunConfig if "[distil]" in path.read_text() else RunConfig
+    text = path.read_text()
+    return FeatureRunConfig if "[distil]" in text else ProbeRunConfig if "[probe]" in text else RunConfig
 
 
 def test_there_are_configurations() -> None:
@@ -27,7 +28,7 @@ def test_shipped_configurations_load_and_are_named_like_their_file(path: Path) -
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in CONFIGS if path.stem in {"efficientnet-b3", "efficientnet-b3-features"}]
+    "path", [path for path in CONFIGS if path.stem in {"efficientnet-b3-fine-tuned", "efficientnet-b3-features"}]
 )
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
@@ -57,7 +58,13 @@ def test_shipped_configurations_name_networks_that_there_are(path: Path) -> None
 
 @pytest.mark.parametrize(
     ("words", "kind", "number"),
-    [("image", "image", 1), ("fold:0", "fold", 0), ("subject:2", "subject", 2), ("preliminary", "preliminary", 1)],
+    [
+        ("all", "all", 1),
+        ("image", "image", 1),
+        ("fold:0", "fold", 0),
+        ("subject:2", "subject", 2),
+        ("preliminary", "preliminary", 1),
+    ],
 )
 def test_the_split_can_be_named_from_outside(words: str, kind: str, number: int) -> None:
     split = load_config(CONFIGS[0].parent / "notebook-attention.toml", RunConfig, split=words).split

@@ -1,5 +1,6 @@
 """Networks of first stages, how their last layer is solved, and how a model of all subjects is judged."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from app.core.spec import CARD_FILE, Manifest
 from tests.training.conftest import INPUT, SPLIT, run_config
 from training.cli import app
 from training.config import ProbeRunConfig
+from training.data.drawn import write_dataset
+from training.data.index import INDEX_FILE, build_index, write_index
 from training.data.labels import ALL
 from training.data.splits import cut_by_subject
-from training.errors import ConfigError, RunError
+from training.errors import ConfigError, DataError, RunError
 from training.evaluate import evaluate
 from training.export import export
 from training.fit import fit
 from training.probe import held_out, probe, solve
+from training.recalibrate import recalibrate
 from training.run import Run
 from training.tables import StartConfig
 from training.zoo import create
@@ -241,3 +245,29 @@ def test_the_command_solves_and_judges(drawn_index: Path, start: Path, tmp_path:
     assert result.exit_code == 0, result.output
     assert "cross-entropy of held-out subjects" in result.output.replace("\n", " ")
     assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+def test_a_model_is_fitted_to_another_site(
+    whole: Run, judges: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(whole, pictures=2, judged_by=judges)
+    folder = export(whole, tmp_path / "models", "1.0.0")
+    site = write_dataset(tmp_path / "site", folds=1, subjects=3, cells=2)
+    index = site / INDEX_FILE
+    write_index(build_index(site, index), index)
+    with pytest.raises(DataError, match="6 ALL, 6 HEM cells; expected at least 50 of each"):
+        recalibrate(folder, index, "1.1.0")
+    monkeypatch.setattr("training.recalibrate._LEAST_CELLS", 6)
+    made = recalibrate(folder, index, "1.1.0")
+    old, new = Manifest.load(folder), Manifest.load(made)
+    assert new.version == "1.1.0"
+    assert new.temperature != old.temperature
+    assert (made / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
+    for name, digest in new.files.items():
+        assert hashlib.sha256((made / name).read_bytes()).hexdigest() == digest
+    done = json.loads((made / "report.json").read_text())["recalibration"]
+    assert (done["cells"], done["subjects"], done["of"]) == (12, 6, "1.0.0")
+    assert "Recalibrated" in (made / CARD_FILE).read_text()
+    assert "Recalibrated" not in (folder / CARD_FILE).read_text()
+    with pytest.raises(RunError, match="exists"):
+        recalibrate(folder, index, "1.1.0")
