@@ -104,8 +104,8 @@ def _disjoint(config: RunConfig | ProbeRunConfig, split: dict[str, Any]) -> str:
         names = "; ".join(f"{other['name']} (sha256 `{other['sha256'][:16]}`)" for other in split["judged_by"])
         return (
             f"This model learnt from all subjects, so its recipe was judged: {len(split['judged_by'])} models of the "
-            "same configuration, each on subjects that it had not seen, their answers pooled to the test part below: "
-            f"{names}. {chosen}"
+            "same configuration, each on subjects that it had not seen, their answers, with this model's temperature, "
+            f"pooled to the test part below: {names}. {chosen}"
         )
     if split.get("leaks", False):
         return f"**This split leaks: cells of one subject stand on several sides**, so the figures flatter. {chosen}"

@@ -69,7 +69,7 @@ def evaluate(
         unlike = novelty.score(seen.vectors) / judged["threshold"]
         parts.append(answers(data, "test", data.split.test, seen.logits, temperature, unlike))
     else:
-        parts.append(read_test(run, judged_by))
+        parts.append(read_test(run, judged_by, temperature))
     told, asked = parts
     report = _describe_run(run, views) | {"temperature": temperature}
     report["split"] = describe_split(data, judged_by, asked)

@@ -50,8 +50,13 @@ def answers(
     )
 
 
-def read_test(run: Run, judged_by: Sequence[Run]) -> pl.DataFrame:
+def read_test(run: Run, judged_by: Sequence[Run], temperature: float) -> pl.DataFrame:
     """Return the test parts of the runs that judge one without a test part of its own.
+
+    Args:
+        run: Without a test part.
+        judged_by: Evaluated runs of the same recipe.
+        temperature: Of `run`: the one that is served. Those of the others come from fewer subjects.
 
     Raises:
         RunError: There are none, they are of another recipe, or share cells.
@@ -67,7 +72,7 @@ def read_test(run: Run, judged_by: Sequence[Run]) -> pl.DataFrame:
     table = pl.concat(tables)
     if table["path"].n_unique() < len(table):
         raise RunError("the runs that judge share test cells; expected each cell in one of them")
-    return table
+    return table.with_columns(probability_all=softmax(logits(table), temperature)[:, ALL])
 
 
 def truth(table: pl.DataFrame) -> NDArray[np.bool_]:

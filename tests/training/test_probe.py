@@ -196,7 +196,11 @@ def test_a_model_of_all_subjects_is_judged_by_others(whole: Run, judges: list[Ru
     report = evaluate(whole, pictures=2, judged_by=judges)
     tests = [json.loads((run.folder / "report.json").read_text())["test"] for run in judges]
     assert report["test"]["cells"] == sum(test["cells"] for test in tests)
+    # A temperature moves probabilities, and no label.
     right = sum(test["accuracy"] * test["cells"] for test in tests) / report["test"]["cells"]
+    table = pl.read_parquet(whole.folder / "predictions.parquet").filter(pl.col("part") == "test")
+    margin = (table["logit_all"] - table["logit_hem"]).to_numpy()
+    assert np.allclose(table["probability_all"], 1 / (1 + np.exp(-margin / report["temperature"])))
     assert report["test"]["accuracy"] == pytest.approx(right)
     assert [one["run"] for one in report["split"]["judged_by"]] == ["fold-0", "fold-1"]
     folder = export(whole, tmp_path / "models", "1.0.0")
