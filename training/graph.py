@@ -120,7 +120,8 @@ def store_half(model: onnx.ModelProto) -> None:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         values = onnx.numpy_helper.to_array(tensor)
-        half = values.astype(np.float16)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
         if values.size < 2 or not np.array_equal(half.astype(np.float32), values):
             continue
         name = tensor.name
