@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     resident: Annotated[
         tuple[str, ...],
         NoDecode,
-        Field(description="More models to keep loaded, as in efficientnet-b3@0.1.1,other@1.0.0; asked by ?model=."),
+        Field(description="More models to keep loaded, as in efficientnet-b3@1.0.0,other@1.0.0; asked by ?model=."),
     ] = ()
     inference_threads: Annotated[
         int, Field(ge=0, le=256, description="CPU threads of the model; 0 = the CPUs this process may use.")
