@@ -166,7 +166,7 @@ def _hardest(subjects: list[dict[str, Any]]) -> str:
     all_right = [s["accuracy"] for s in subjects if s["label"] == "ALL"]
     hem_right = [s["accuracy"] for s in subjects if s["label"] == "HEM"]
     return (
-        f"Where it fails: the errors keep to single subjects, not to single pictures. Worst are {named}. The median "
+        f"Where it fails: errors gather in a few subjects. Worst are {named}. The median "
         f"subject has {np.median(all_right):.2f} of its ALL and {np.median(hem_right):.2f} of its HEM cells right. The "
         "run's `report.html` shows the cells that went most wrong."
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from training.errors import RunError
-from training.run import REPORT_FILE
+from training.run import FLOOR, REPORT_FILE
 
 _HEAD: Final = ("run", "network", "start weights", "split", "test cells", "accuracy", "weighted F1", "AUROC",
                 "sensitivity", "specificity", "ECE", "epochs")  # fmt: skip
@@ -43,9 +43,14 @@ class Judged:
         """Whether subjects stand on several sides of its split."""
         return bool(self.report["split"]["leaks"])
 
+    @property
+    def is_floor(self) -> bool:
+        """Whether it is what area and colours alone tell (`training.floor`)."""
+        return bool(self.report["model"] == FLOOR)
+
 
 def read_reports(runs: list[Path]) -> list[Judged]:
-    """Read the reports of runs, the best subject-disjoint one first, leaking ones last.
+    """Read the reports of runs: the floor first, then the best subject-disjoint one, leaking ones last.
 
     Args:
         runs: Folders of evaluated runs, or their report files.
@@ -65,7 +70,7 @@ def read_reports(runs: list[Path]) -> list[Judged]:
             raise RunError(f"{file} lacks {error}; judge the run anew with 'leukoscope-train evaluate'") from error
         views = f" ({report['views']} views)" if report["views"] > 1 else ""
         judged.append(Judged(file.parent.name + views, report))
-    return sorted(judged, key=lambda one: (one.leaks, -one.report["test"]["weighted_f1"]))
+    return sorted(judged, key=lambda one: (one.leaks, not one.is_floor, -one.report["test"]["weighted_f1"]))
 
 
 def row(judged: Judged) -> tuple[str, ...]:

@@ -26,9 +26,9 @@ from training.run import NOVELTY_FILE, PAGE_FILE, PREDICTIONS_FILE, REPORT_FILE,
 # Outside the review band, nine answers in ten should be right on validation subjects. More would
 # send nearly all cells to a person, as long as single cells of unseen subjects are this hard.
 WANTED_ACCURACY: Final = 0.9
-# And so many ALL cells answered without review should be called ALL; a little more than the .95 that
-# is wanted of other subjects.
-WANTED_SENSITIVITY: Final = 0.96
+# And so many ALL cells answered without review should be called ALL: more than the .95 that is wanted of
+# other subjects, for those are harder than the ones that chose the band.
+WANTED_SENSITIVITY: Final = 0.97
 _WORST: Final = 24
 # Novelty is fitted on at most so many training cells; more change nothing.
 _FITTED_CELLS: Final = 2000

@@ -18,7 +18,7 @@ from training.data.labels import ALL
 from training.evaluate import describe_split, judge_tables
 from training.predictions import answers
 from training.probe import as_logits, examples, held_out, solve
-from training.run import REPORT_FILE
+from training.run import FLOOR, REPORT_FILE
 
 # As for a `StagedClassifier`.
 _BLACK: Final = 12
@@ -69,7 +69,7 @@ def judge_floor(config: DataConfig, index: Path, folder: Path) -> dict[str, Any]
     said = as_logits(solved.margin(features[test, 0].astype(np.float64)))
     told, asked = answers(data, "validation", rows, held, 1.0), answers(data, "test", test, said, 1.0)
     report = {
-        "model": "floor",
+        "model": FLOOR,
         "network": "logistic regression on area and colours",
         "frozen": False,
         "start": {"kind": "none", "licence": "none"},

@@ -53,12 +53,18 @@ def _row(folder: Path) -> str:
     )
     cells = [
         f"[`{manifest.name}` {manifest.version}](models/{manifest.name}/{manifest.version}/MODEL_CARD.md)",
-        f"{test['cells']:,} cells of {subjects} subjects; {report['split']['name']}",
+        f"{test['cells']:,} cells of {subjects} subjects; {_how(report['split'])}",
         *(_with_interval(test, name) for name in ("weighted_f1", "auroc", "sensitivity", "specificity")),
         f"{test['ece']:.3f}",
         f"{test['review']['share_sent_to_review']:.0%}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _how(split: dict[str, Any]) -> str:
+    """The split, or those of the models that judge one of all subjects."""
+    judges = [one["name"].split(",")[0] for one in split.get("judged_by", ())]
+    return f"pooled from {len(judges)} models of the recipe: {', '.join(judges)}" if judges else str(split["name"])
 
 
 def _with_interval(test: dict[str, Any], name: str) -> str:

@@ -18,6 +18,8 @@ from training.errors import ConfigError, RunError
 from training.zoo import Classifier, create
 
 HELD_OUT_FILE: Final = "held_out.npz"
+# The name of what is no network (`training.floor`).
+FLOOR: Final = "floor"
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 PREDICTIONS_FILE: Final = "predictions.parquet"

@@ -90,7 +90,7 @@ def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(
     together: Path, drawn_index: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    process = torchrun(drawn_index, out, "--max-restarts=1")
+    process = torchrun(drawn_index, out, "--max-restarts=5")  # the mesh of a new attempt may meet the old one
     deadline_s = time.monotonic() + _PATIENCE_S
     while not (out / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None, out.with_suffix(".log").read_text()
@@ -98,7 +98,7 @@ def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(
         time.sleep(0.02)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     finished(process, out)
-    assert "SIGKILL" in out.with_suffix(".log").read_text()
+    assert "(exitcode: -9)" in out.with_suffix(".log").read_text()
     expected = load_file(together / "weights.safetensors")
     for name, tensor in load_file(out / "weights.safetensors").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=name)
