@@ -96,6 +96,9 @@ def _unless_fault(result: T | LeukoscopeError) -> T:
     return result
 
 
+DECODED = "leukoscope_decode_seconds_count"
+
+
 @asynccontextmanager
 async def apart(settings: Settings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient, Near]]:
     """Run the application with its models behind the protocol of a cluster."""
@@ -134,6 +137,12 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def decoded(client: httpx.AsyncClient) -> float:
+    """How many pictures have been decoded so far."""
+    text = (await client.get("/metrics")).text
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(DECODED))
+
+
 async def test_answers_are_those_of_one_process(models: Path, drawn_cells: list[bytes]) -> None:
     files = [("files", (f"{number}.bmp", data)) for number, data in enumerate(drawn_cells * 3)]
     files[5] = ("files", ("notes.txt", b"no picture"))
@@ -156,6 +165,10 @@ async def test_a_lone_picture_goes_at_once_and_many_go_together(models: Path) ->
         asked = asyncio.create_task(client.post("/predict", files=[("files", BMP)] * 30))
         for _ in range(SPREAD):
             await near.has_begun()
+        # Some more have been decoded by then, and wait together.
+        async with asyncio.timeout(30):
+            while await decoded(client) < 1 + SPREAD + 2:  # noqa: ASYNC110 - a test may poll
+                await asyncio.sleep(0.01)
         near.open.set()
         assert (await asked).status_code == 200
     assert sum(near.sizes) == 31
