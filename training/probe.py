@@ -2,8 +2,8 @@
 
 A linear probe keeps the features that the network came with. With few subjects that beats
 fine-tuning, which learns the subjects (Kumar et al. 2022, arXiv:2202.10054, and training/RESULTS.md).
-Strength, temperature, review band and novelty threshold are chosen by cross-validation over the
-subjects that are learnt from, so that every one of them still teaches the layer that is kept.
+Strength, temperature and review band are chosen by cross-validation over the subjects that are learnt
+from, so that every one of them still teaches the layer that is kept.
 """
 
 from collections.abc import Iterator

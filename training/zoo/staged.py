@@ -97,7 +97,7 @@ class StagedClassifier(Classifier):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Return the statistics, shape ``(batch, 2 * channels of all stages)``."""
-        return torch.cat([part for view in self._views(images) for part in view.statistics()], dim=1)
+        return _joined(self._views(images))
 
     def explain(self, images: Tensor) -> Explained[Tensor]:
         """Return logits, standardised statistics and evidence; in evaluation mode only.
@@ -108,11 +108,10 @@ class StagedClassifier(Classifier):
         linear, and a deviation homogeneous, in the activations: nothing is left over.)
         """
         views = self._views(images)
-        statistics = torch.cat([part for view in views for part in view.statistics()], dim=1)
-        standardised = self.head.layers()[0](statistics)
-        margin = self.head.logits.weight[ALL] - self.head.logits.weight[HEM]
         standardise = self.head.layers()[0]
         assert isinstance(standardise, Standardise)  # noqa: S101 - narrows the head's own layer
+        standardised = standardise(_joined(views))
+        margin = self.head.logits.weight[ALL] - self.head.logits.weight[HEM]
         gradient = standardise.pull_back(margin)
         average = (gradient * standardise.mean).sum() / len(views)
         grid = (views[-1].weights.shape[-2], views[-1].weights.shape[-1])
@@ -181,6 +180,11 @@ class _StageView:
         height, width = self.weights.shape[-2:]
         placed = spread.view(-1, height, width) * self.weights[:, 0]
         return _overlap(height, grid[0]).to(placed) @ placed @ _overlap(width, grid[1]).to(placed).T
+
+
+def _joined(views: list[_StageView]) -> Tensor:
+    """All statistics of all stages, shape ``(batch, width)``."""
+    return torch.cat([part for view in views for part in view.statistics()], dim=1)
 
 
 def _overlap(fine: int, coarse: int) -> Tensor:
