@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ _TASK_ON_CPU: Final = 64
 _TASK_ON_GPU: Final = 512
 # Of a Ray that is started here: the model and some tables.
 _OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
+_KNOCK_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,8 @@ def start_ray() -> None:
     import ray.data  # noqa: PLC0415 - an optional extra
 
     address = os.environ.get(RAY_ADDRESS)
+    if address:
+        _knock(address)
     own: dict[str, Any] = {
         "num_cpus": usable_cpus(),
         "object_store_memory": _OBJECT_STORE_BYTES,
@@ -160,6 +164,21 @@ def start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _knock(address: str) -> None:
+    """Find out at once whether anybody listens at a cluster's address; Ray itself tries for minutes.
+
+    Raises:
+        StoppedError: Nobody does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdecimal()):  # a word such as "auto", which Ray looks up by itself
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise StoppedError(f"Ray can't be used at {RAY_ADDRESS}={address}: {error}") from error
 
 
 def check_ray() -> None:

@@ -82,6 +82,7 @@ class Outputs:
             self.logits[None],
             None if self.features is None else self.features[None],
             None if self.evidence is None else self.evidence[None],
+            None if self.novelty is None else self.novelty[None],
         )
 
     def row(self, index: int) -> "Outputs":

@@ -149,6 +149,12 @@ async def test_more_engines_under_load_and_fewer_after_it(cluster: "LocalCluster
     await under_load(cluster.url, 1, lambda: cluster.await_replicas(ENGINE, 1))
 
 
+def test_a_model_that_is_not_there_is_not_deployed(cluster: "LocalCluster", models: Path) -> None:
+    cluster.need_two_nodes()
+    with pytest.raises(RuntimeError, match="Deploying application default failed"):
+        cluster.deploy(make_settings(models, resident=("other@1.0.0",)), fresh=True)
+
+
 def test_ray_exports_the_metrics_of_the_contract(cluster: "LocalCluster", models: Path) -> None:
     cluster.deploy(make_settings(models), fresh=True)
     with cluster.client() as client:

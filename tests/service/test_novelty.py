@@ -124,3 +124,11 @@ def test_a_threshold_without_the_output_is_refused(tmp_path: Path) -> None:
     folder = write_models(tmp_path, novelty=THRESHOLD) / NAME / VERSION
     with pytest.raises(ModelIntegrityError, match="novelty"):
         OnnxSession.create(folder / MODEL_FILE, Manifest.load(folder), Placement(device="cpu"))
+
+
+def test_scores_survive_being_taken_apart_and_put_together_again() -> None:
+    scores = np.array([1, 2, 3], np.float32)
+    outputs = Outputs(np.zeros((3, 2), np.float32), novelty=scores)
+    again = Outputs.stacked([outputs.row(index) for index in range(3)]).novelty
+    assert again is not None
+    assert again.tolist() == scores.tolist()
