@@ -101,7 +101,7 @@ class Engine:
             model = await self._shelf.get(ref)
         except LeukoscopeError as error:
             return error
-        return Described(model.session.provider, model.session.max_batch, model.precision)
+        return Described(model.session.provider, sum(session.max_batch for session in model.sessions), model.precision)
 
     async def adopted(self, ref: ModelRef) -> None:
         """Keep a model from now on, in place of the one that served."""

@@ -36,7 +36,7 @@ class Described:
 
     Attributes:
         provider: What really runs it.
-        max_batch: Most pictures in one run.
+        max_batch: Most pictures that run at once.
         precision: Of the arithmetic that really runs.
     """
 

@@ -66,7 +66,7 @@ class Lanes:
 
     A batch takes one picture of each request in turn, so that a request with one picture waits
     for as many others as there are requests, however many pictures those have. Models take
-    turns by the batch.
+    turns by the batch. Workers that wait for something to do get their share of it.
     """
 
     def __init__(self, workers: int, max_wait_s: float = 0) -> None:
@@ -79,6 +79,7 @@ class Lanes:
         self._max_wait_s = max_wait_s
         self._changed = threading.Condition()
         self._closed = False
+        self._idle = 0
         # By model, those lanes that have a picture; the models in the order of their turns.
         self._lanes: dict[tuple[Session, ...], deque[Lane]] = {}
         self._errands: list[deque[Errand]] = [deque() for _ in range(workers)]
@@ -118,7 +119,9 @@ class Lanes:
                     return self._errands[worker].popleft()
                 wait_s = self._wait_s(worker)
                 if wait_s is None or wait_s > 0:
+                    self._idle += 1
                     self._changed.wait(wait_s)
+                    self._idle -= 1
                     continue
                 batch = self._pick(worker)
                 if batch.items:
@@ -153,8 +156,11 @@ class Lanes:
         del self._lanes[sessions]
         self._lanes[sessions] = lanes  # last in turn now
         session = sessions[worker]
+        # Leave workers that have nothing to do their share.
+        share = -(-sum(len(lane.items) for lane in lanes) // (self._idle + 1))
+        limit = min(session.max_batch, share)
         items: list[Item] = []
-        while lanes and len(items) < session.max_batch:
+        while lanes and len(items) < limit:
             lane = lanes.popleft()
             item = lane.items.popleft()
             if lane.items:

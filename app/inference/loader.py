@@ -30,6 +30,7 @@ from app.inference.opening import open_session as open_by_placement
 from app.inference.providers import CPU_PROVIDER, GPU_PROVIDERS, OPENVINO_PROVIDER, TENSORRT_PROVIDER, Placement
 from app.inference.registry import Installed, ModelRef, Registry
 from app.inference.session import Session, batch_buckets
+from app.inference.shares import SharingSession
 
 Errand = Callable[[], object]
 RunOn = Callable[[int, Errand], None]
@@ -76,7 +77,7 @@ class Loader:
 
         Args:
             registry: Where models are.
-            placements: One for each worker.
+            placements: One for each worker; equal ones share a session.
             open_session: Makes a session of a graph.
         """
         self._registry = registry
@@ -99,10 +100,13 @@ class Loader:
         """
         installed = self._registry.verified(ref)
         assert installed.manifest is not None  # noqa: S101 - `verified` has read it
-        sessions = [
-            self._open(installed.manifest, ref, placement, partial(run_on, worker), gently=gently)
-            for worker, placement in enumerate(self._placements)
-        ]
+        opened: dict[Placement, Session] = {}  # workers on the same device share a session
+        for worker, placement in enumerate(self._placements):
+            if placement not in opened:
+                opened[placement] = self._open(
+                    installed.manifest, ref, placement, partial(run_on, worker), gently=gently
+                )
+        sessions = [opened[placement] for placement in self._placements]
         if len({session.provider for session in sessions}) > 1:
             raise ProviderError(f"The GPUs run differently: {[session.provider for session in sessions]}.")
         return LoadedModel(
@@ -142,9 +146,12 @@ class Loader:
             session.max_batch = known_batch
         # ONNX Runtime has nothing to learn from a larger batch on a CPU, and a lone request would wait for it.
         spared = gently and session.provider == CPU_PROVIDER
+        alone = session.narrow if isinstance(session, SharingSession) and placement.callers > 1 else session
         largest = min(session.max_batch, placement.threads) if spared else session.max_batch
         try:
             warm_up(session, size_px, run, largest)
+            if alone is not session:
+                warm_up(alone, size_px, run, 1)
         except (InferenceError, DeviceMemoryError) as error:
             # Some CUDA libraries are looked for only when the first batch runs.
             if session.provider not in GPU_PROVIDERS:
@@ -156,7 +163,10 @@ class Loader:
         run(partial(check_golden, manifest, session, *golden_of(manifest, placement.precision, session.provider)))
         if known_batch is None and tuned:
             # Measured once for a network: a later version of it, loaded under traffic, would be measured worse.
-            session.max_batch = best_batch(session, size_px, run, at_least=placement.threads)
+            # One of several callers has one thread; a caller that is the only one has all of them, which do well at
+            # a single picture while nothing else runs, as now, and badly under load.
+            at_least = 1 if placement.callers > 1 else placement.threads
+            session.max_batch = best_batch(alone, size_px, run, at_least=at_least)
             self._best_batches[_network(manifest, placement)] = session.max_batch
         return session
 
@@ -206,8 +216,7 @@ def best_batch(session: Session, size_px: int, run: Callable[[Errand], None], *,
         session: Warm.
         size_px: Side of its pictures.
         run: Runs an errand where the session's batches run.
-        at_least: A batch may be smaller than the best that is chosen, but not limited to less: threads that
-            share one picture out do well while nothing else runs, as now, and badly under load.
+        at_least: The smallest limit that is tried.
 
     Returns:
         A size of 1..`session.max_batch`.

@@ -9,7 +9,7 @@ from app.cpus import usable_cpus
 from app.inference.batcher import Batcher
 from app.inference.loader import LoadedModel, Loader, OpenSession
 from app.inference.opening import open_session as open_by_placement
-from app.inference.providers import Placement
+from app.inference.providers import Placement, gpu_count
 from app.inference.registry import ModelRef, Registry
 from app.inference.room import Admission
 from app.inference.runner import Follow
@@ -103,7 +103,7 @@ class LocalRunner:
 
 
 def _placements(settings: Settings) -> list[Placement]:
-    """One worker for each GPU; a CPU is one device, whose threads the session shares out itself."""
+    """Return one for each worker: each GPU has one, and without a GPU each thread, all on one session."""
     common = Placement(
         device=settings.device,
         threads=settings.inference_threads or usable_cpus(),
@@ -113,5 +113,6 @@ def _placements(settings: Settings) -> list[Placement]:
         precision=settings.precision,
         cache_dir=settings.engine_cache_dir,
     )
-    gpus = (0,) if settings.device == "cpu" else settings.gpus
-    return [dataclasses.replace(common, gpu_index=gpu) for gpu in gpus]
+    if settings.device == "cpu" or (settings.device == "auto" and not gpu_count()):
+        return [dataclasses.replace(common, callers=common.threads)] * common.threads
+    return [dataclasses.replace(common, gpu_index=gpu) for gpu in settings.gpus]

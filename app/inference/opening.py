@@ -30,7 +30,7 @@ def open_session(path: Path, manifest: Manifest, placement: Placement) -> Sessio
     if session.provider != CPU_PROVIDER or placement.threads == 1:
         return session
     narrow = OnnxSession.create(path, manifest, replace(placement, device="cpu", threads=1))
-    return SharingSession(session, narrow, placement.threads)
+    return SharingSession(session, narrow, placement.threads, placement.callers)
 
 
 def _wants_openvino(placement: Placement) -> bool:
@@ -44,4 +44,4 @@ def _openvino(path: Path, manifest: Manifest, placement: Placement) -> Session:
     if placement.threads == 1:
         return wide
     narrow = OpenVinoSession.create(path, manifest, placement, streams=placement.threads)
-    return SharingSession(wide, narrow, placement.threads)
+    return SharingSession(wide, narrow, placement.threads, placement.callers)

@@ -78,7 +78,7 @@ class OpenVinoSession:
             # Decoding uses the same cores; a thread that is bound to one would wait for it.
             "ENABLE_CPU_PINNING": False,
         }
-        max_batch = placement.max_batch or cpu_max_batch(placement.threads)
+        max_batch = placement.max_batch or cpu_max_batch(placement)
         largest = 1 if streams == 1 and placement.threads > 1 else min(_MAX_PORTION, max_batch)
         sizes = [size for size in batch_buckets(_MAX_PORTION) if size <= largest]
         compiled = {size: _compile(core, path, manifest, size, settings) for size in sizes}

@@ -29,6 +29,7 @@ class Placement:
         device: ``auto`` takes a GPU where there is one, and says so if it can't.
         gpu_index: Which GPU.
         threads: CPU threads, 1 or more.
+        callers: How many workers run the session at the same time, sharing the threads.
         max_batch: Largest batch; 0 chooses by device, on the CPU by measuring.
         engine: What runs the graph on a GPU.
         cpu_engine: What runs it on a CPU.
@@ -40,6 +41,7 @@ class Placement:
     device: Device = "auto"
     gpu_index: int = 0
     threads: int = 1
+    callers: int = 1
     max_batch: int = 0
     engine: CudaEngine = "cuda"
     cpu_engine: CpuEngine = "onnxruntime"

@@ -135,7 +135,7 @@ class OnnxSession:
         self._outputs = [node.name for node in session.get_outputs()]
         self.provider: str = session.get_providers()[0]
         on_gpu = self.provider in GPU_PROVIDERS
-        self.max_batch = placement.max_batch or (_GPU_MAX_BATCH if on_gpu else cpu_max_batch(placement.threads))
+        self.max_batch = placement.max_batch or (_GPU_MAX_BATCH if on_gpu else cpu_max_batch(placement))
         # On a GPU each new shape is a search for algorithms, so batches are padded to a few sizes and
         # their buffers stay on the device. A CPU has nothing to search, and padding would cost it real work.
         self._bound = (
@@ -190,9 +190,11 @@ class OnnxSession:
         return Outputs(**named)
 
 
-def cpu_max_batch(threads: int) -> int:
+def cpu_max_batch(placement: Placement) -> int:
     """Return the largest batch that is tried on a CPU."""
-    return max(_CPU_MAX_BATCH, _CPU_MAX_SHARE * threads)
+    if placement.callers > 1:  # each of them has a thread
+        return _CPU_MAX_SHARE
+    return max(_CPU_MAX_BATCH, _CPU_MAX_SHARE * placement.threads)
 
 
 def batch_buckets(max_batch: int) -> tuple[int, ...]:

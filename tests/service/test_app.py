@@ -105,6 +105,18 @@ async def test_many_images_keep_their_order_and_bad_ones_their_own_error(client:
     assert (summary["images"], summary["errors"], summary["ALL"] + summary["HEM"]) == (4, 2, 2)
 
 
+async def test_several_threads_of_a_cpu_give_the_same_answers(models_dir: Path, client: httpx.AsyncClient) -> None:
+    files = [("files", (f"{seed}.bmp", cell_bytes("ALL", seed))) for seed in range(4)]
+    expected = (await client.post("/predict", files=files)).json()["predictions"]
+    settings = make_settings(models_dir).model_copy(update={"inference_threads": 3})
+    async with running(settings) as (_, wide):
+        answers = await asyncio.gather(*(wide.post("/predict", files=files) for _ in range(3)))
+        metrics = samples((await wide.get("/metrics")).text)
+    for answer in answers:
+        assert answer.json()["predictions"] == expected
+    assert metrics["leukoscope_batch_size_sum"] == 12
+
+
 @pytest.mark.parametrize(
     "media_type", ["image/bmp", "image/x-ms-bmp", "application/octet-stream", "IMAGE/BMP; charset=x"]
 )

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from itertools import chain
 from unittest.mock import Mock
 
 import numpy as np
@@ -113,3 +114,22 @@ def test_nothing_is_lost_or_taken_twice_by_many_threads(workers: int) -> None:
     for thread in threads:
         thread.join(10)
     assert {id(one) for items in taken for one in items} == {id(one) for one in put}
+
+
+def test_a_worker_leaves_idle_ones_their_share() -> None:
+    lanes, session = Lanes(3), FakeSession(max_batch=4)
+    taken: list[list[int]] = []
+    others = [threading.Thread(target=lambda: taken.append(values_of(lanes.take(1)))) for _ in range(2)]
+    for other in others:
+        other.start()
+    while lanes._idle < 2:
+        time.sleep(0.001)
+    lane = Lane((session,) * 3)
+    with lanes._changed:  # nobody wakes up before all are there
+        for value in range(6):
+            lanes.put(lane, item(value))
+        taken.append(values_of(lanes.take(0)))
+    for other in others:
+        other.join(timeout=60)
+    assert sorted(map(len, taken)) == [2, 2, 2]
+    assert sorted(chain.from_iterable(taken)) == list(range(6))

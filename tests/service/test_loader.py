@@ -54,6 +54,14 @@ def test_a_cpu_session_is_tuned_unless_told(models_dir: Path) -> None:
     assert load(models_dir, Placement(device="cpu", max_batch=3)).session.max_batch == 3
 
 
+def test_workers_of_one_device_share_a_session(models_dir: Path) -> None:
+    placement = Placement(device="cpu", threads=2, callers=2)
+    model = loader_of(models_dir, placement, placement).load(ModelRef(NAME, VERSION), run_here)
+    assert len(model.sessions) == 2
+    assert model.sessions[0] is model.sessions[1]
+    assert model.session.max_batch in {1, 2, 4}
+
+
 def test_loading_gently_gives_the_same_model(models_dir: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
     ref = ModelRef(NAME, VERSION)

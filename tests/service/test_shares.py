@@ -1,7 +1,10 @@
 """Batches shared out over a CPU's threads, and which session a placement opens."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -84,6 +87,46 @@ def test_no_thread_is_left_after_a_batch() -> None:
     assert set(threading.enumerate()) == before
 
 
+def test_of_several_callers_each_has_a_thread() -> None:
+    wide, narrow = Recording(), Recording(threading.Barrier(2))  # passes only if both run at once
+    session = SharingSession(wide, narrow, 2, callers=2)
+    with ThreadPoolExecutor(2) as callers:
+        runs = [callers.submit(session.run, pictures(2)) for _ in range(2)]
+        assert [run.result().logits[:, 0].tolist() for run in runs] == [[0, 1], [0, 1]]
+    assert ([size for _, size in narrow.runs], wide.runs) == ([2, 2], [])
+
+
+def test_a_picture_is_not_alone_while_another_one_runs_or_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Mock(return_value=100.0)
+    monkeypatch.setattr("app.inference.shares.time.monotonic", clock)
+    wide, narrow = Recording(threading.Barrier(2)), Recording()
+    session = SharingSession(wide, narrow, 2, callers=2)
+    with ThreadPoolExecutor(1) as caller:
+        run = caller.submit(session.run, pictures(1))
+        while not wide.runs:
+            time.sleep(0.001)
+        session.run(pictures(1))
+        assert len(narrow.runs) == 1
+        assert wide.meet is not None
+        wide.meet.wait(timeout=60)
+        run.result()
+    session.run(pictures(1))
+    assert len(narrow.runs) == 2
+    clock.return_value += 1
+    wide.meet = None
+    session.run(pictures(1))
+    assert (len(wide.runs), len(narrow.runs)) == (2, 2)
+
+
+def test_a_caller_that_fails_is_counted_out() -> None:
+    narrow = Recording(broken=0)
+    session = SharingSession(Recording(broken=0), narrow, 2, callers=2)
+    for count in (1, 2, 1):
+        with pytest.raises(InferenceError, match="on purpose"):
+            session.run(pictures(count))
+    assert session._running == 0
+
+
 def test_what_a_placement_opens(models_dir: Path) -> None:
     folder = models_dir / NAME / VERSION
     manifest = Manifest.load(folder)
@@ -95,3 +138,6 @@ def test_what_a_placement_opens(models_dir: Path) -> None:
     assert (shared.provider, shared.max_batch) == (CPU_PROVIDER, 12)
     for count in (1, 2, 7):
         assert_alike(shared.run(images[:count]), alone.run(images[:count]))
+    called = open_session(folder / MODEL_FILE, manifest, Placement(device="cpu", threads=3, callers=3))
+    assert called.max_batch == 4
+    assert_alike(called.run(images[:4]), alone.run(images[:4]))
