@@ -16,7 +16,7 @@ from rich.progress import track
 from training.config import ProbeRunConfig, RunConfig
 from training.data.augment import flipped
 from training.data.dataset import Data
-from training.module import BATCH, Scaled
+from training.module import BATCH, Scaled, looking_device
 from training.zoo import Classifier
 
 
@@ -43,7 +43,7 @@ def pooled_features(
     file = cache / f"pooled-{_key(network, config, data)}-{variants}.npy"
     if not file.exists():
         module = Scaled(network, config.input.spec())
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = looking_device()
         # Several processes of one run may compute it at the same time.
         part = file.with_suffix(f".part{os.getpid()}")
         with part.open("wb") as opened:

@@ -24,6 +24,15 @@ from training.zoo import Classifier
 BATCH: Final = {"cpu": 16, "cuda": 256}
 
 
+def looking_device() -> torch.device:
+    """Return the device on which a network only looks: a GPU if there is one, without TensorFloat-32.
+
+    PyTorch lets convolutions on a GPU round to 10 bits by default; figures and features are to be those of float32.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Normalise(nn.Module):
     """From the service's input to the network's: channels first, minus mean, by deviation."""
 

@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from training.data.splits import Rows
-from training.module import BATCH, Scaled
+from training.module import BATCH, Scaled, looking_device
 from training.novelty.stages import StageMeans
 from training.run import Run
 
@@ -38,7 +38,7 @@ class Observer:
     """
 
     def __init__(self, run: Run) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = looking_device()
         network = run.load_network().to(memory_format=torch.channels_last)
         self._stages = StageMeans(network.backbone)
         self._module = Scaled(network, run.config().input.spec()).eval().to(self._device)

@@ -24,7 +24,7 @@ _Image = NDArray[np.uint8]
 
 
 class Batcher:
-    """One queue for all models, one worker thread for each device.
+    """One queue for all models, one worker thread for each GPU, or for each of a CPU's threads.
 
     While a batch runs, the next pictures gather; when a device frees, as many as fit go next.
     So an idle service adds no wait, and a busy one has full batches without being told to wait.
@@ -43,7 +43,7 @@ class Batcher:
 
         Args:
             metrics: Where waits, batches and the queue's depth are counted.
-            workers: How many devices; each model has a session for each of them.
+            workers: How many; each model has a session for each of them.
             queue_limit: Most pictures admitted and not yet ended.
             max_wait_ms: How long a batch that is not full waits, from its first picture on.
             tracer: Who hears of waits, batches and runs; by default nobody.

@@ -13,6 +13,7 @@ from torch import nn
 from app.core.spec import Preprocessing
 from tests.training.conftest import some_novelty
 from training.graph import Served, round_to_half, write_onnx
+from training.module import looking_device
 from training.parity import check_parity
 from training.zoo import Classifier, create, least_px, names
 from training.zoo.activations import Relu6ToSilu, set_activation_progress
@@ -231,3 +232,9 @@ def test_stage_features_end_in_the_backbones_own_output() -> None:
         features = stage_features(backbone, images)
         torch.testing.assert_close(features[-1], backbone(images))
     assert len(features) == 8
+
+
+def test_figures_are_those_of_float32() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    looking_device()
+    assert not torch.backends.cudnn.allow_tf32
