@@ -1,8 +1,9 @@
 """Objects of KServe and KubeRay, as far as deploy/ uses them; their pods are Kubernetes' own.
 
 No package of a registry has these two as schemas, so the fields around the pods are written down here, after the
-types of KServe 0.21 (`PredictorSpec`, `ComponentExtensionSpec`) and of KubeRay 1.4 (`RayServiceSpec`,
-`RayClusterSpec` and its groups). What is not here is refused, be it a field of theirs or not.
+types in the projects' own repositories: `PredictorSpec` and `ComponentExtensionSpec` of kserve/kserve
+(pkg/apis/serving/v1beta1), `RayServiceSpec`, `RayClusterSpec` and its groups of ray-project/kuberay
+(ray-operator/apis/ray/v1). What is not here is refused, be it a field of theirs or not.
 """
 
 from typing import Annotated, Literal
@@ -52,7 +53,7 @@ class InferenceService(Camel):
 class HeadGroup(Camel):
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] | None = None
     enable_ingress: bool | None = None
-    ray_start_params: dict[str, str] | None = None
+    ray_start_params: dict[str, str]  # newer versions do without; older ones demand it
     template: PodTemplateSpec
 
 
@@ -63,7 +64,7 @@ class WorkerGroup(Camel):
     max_replicas: Count
     idle_timeout_seconds: Count | None = None
     num_of_hosts: Count | None = None
-    ray_start_params: dict[str, str] | None = None
+    ray_start_params: dict[str, str]  # newer versions do without; older ones demand it
     template: PodTemplateSpec
 
 
