@@ -15,7 +15,7 @@ from app.inference.lanes import Batch, Item, Lane, Lanes
 from app.inference.room import Admission, Room
 from app.inference.session import Outputs, Session
 from app.inference.tracing import NoTracer, Tracer
-from app.inference.worker import Worker
+from app.inference.worker import Streak, Worker
 from app.metrics import Metrics
 
 _JOIN_S: Final = 1.0
@@ -35,6 +35,7 @@ class Batcher:
         metrics: Metrics,
         *,
         workers: int = 1,
+        one_device: bool = False,
         queue_limit: int,
         max_wait_ms: float = 0,
         tracer: Tracer | None = None,
@@ -44,13 +45,18 @@ class Batcher:
         Args:
             metrics: Where waits, batches and the queue's depth are counted.
             workers: How many; each model has a session for each of them.
+            one_device: Whether all workers run on the same device, so that their failures count together.
             queue_limit: Most pictures admitted and not yet ended.
             max_wait_ms: How long a batch that is not full waits, from its first picture on.
             tracer: Who hears of waits, batches and runs; by default nobody.
         """
         self._tracer = tracer or NoTracer()
         self._lanes = Lanes(workers, max_wait_ms / 1000)
-        self._workers = [Worker(index, self._lanes, self._deliver, metrics, self._tracer) for index in range(workers)]
+        self._failures = [Streak()] * workers if one_device else [Streak() for _ in range(workers)]
+        self._workers = [
+            Worker(index, self._lanes, self._deliver, metrics, self._tracer, failures)
+            for index, failures in enumerate(self._failures)
+        ]
         self._room = Room(metrics, queue_limit, self.wait_s)
         self._unanswered: set[Item] = set()
         self._stopped: str | None = None
@@ -74,8 +80,8 @@ class Batcher:
 
     @property
     def failures(self) -> int:
-        """Batches that failed in a row, on the worker that fares worst."""
-        return max(worker.failures for worker in self._workers)
+        """Batches that failed in a row, on the device that fares worst."""
+        return max(failures.length for failures in self._failures)
 
     def wait_s(self, images: int) -> float:
         """Estimate when so many of the admitted pictures will have ended, from the pace of late.
@@ -153,8 +159,8 @@ class Batcher:
 
     def forgive(self) -> None:
         """Forget earlier failures: the devices are well again."""
-        for worker in self._workers:
-            worker.failures = 0
+        for failures in self._failures:
+            failures.note(failed=False)
 
     def _deliver(self, batch: Batch, result: list[Outputs] | LeukoscopeError) -> None:
         assert self._loop is not None  # noqa: S101 - workers run only after `start`

@@ -46,6 +46,7 @@ class LocalRunner:
         self._batcher = Batcher(
             metrics,
             workers=len(placements),
+            one_device=len(set(placements)) == 1,
             queue_limit=settings.queue_limit,
             max_wait_ms=settings.max_wait_ms,
             tracer=tracer,

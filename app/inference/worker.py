@@ -21,15 +21,33 @@ _NEWEST_SHARE: Final = 0.2  # of the newest batch in the running mean of seconds
 Deliver = Callable[[Batch, list[Outputs] | LeukoscopeError], None]
 
 
+class Streak:
+    """Counts the batches that have failed since the last that went well, over all workers of a device.
+
+    Attributes:
+        length: How many.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.length = 0
+
+    def note(self, *, failed: bool) -> None:
+        """Count a batch."""
+        with self._lock:
+            self.length = self.length + 1 if failed else 0
+
+
 class Worker:
     """Takes batches and runs them until its queue is closed.
 
     Attributes:
-        failures: Batches that have failed since the last that went well.
         picture_s: Seconds per picture of late; 0 while nothing has run yet.
     """
 
-    def __init__(self, index: int, lanes: Lanes, deliver: Deliver, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(
+        self, index: int, lanes: Lanes, deliver: Deliver, metrics: Metrics, tracer: Tracer, failures: Streak
+    ) -> None:
         """Make a worker; `start` sets it going.
 
         Args:
@@ -38,14 +56,15 @@ class Worker:
             deliver: Called in this thread with each batch and its rows, or why it failed.
             metrics: Where waits, batches and times are counted.
             tracer: Who hears of waits, batches and runs.
+            failures: Where this worker's device counts its failed batches.
         """
         self._index = index
         self._lanes = lanes
         self._deliver = deliver
         self._metrics = metrics
         self._tracer = tracer
+        self._failures = failures
         self._began_s: float | None = None
-        self.failures = 0
         self.picture_s = 0.0
         # A daemon: a run that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name=f"inference-{index}", daemon=True)
@@ -98,14 +117,14 @@ class Worker:
             with self._tracer.span("batch", links=[item.place for item in batch.items], attributes=sized):
                 rows = self._compute(batch.session, [item.image for item in batch.items])
         except Exception as error:  # noqa: BLE001 - whatever a session raises fails its own batch and no other
-            self.failures += 1
+            self._failures.note(failed=True)
             _LOG.exception("a batch of %d pictures failed", len(batch.items))
             if isinstance(error, InferenceError | DeviceMemoryError):
                 return error
             return InferenceError("The model failed on this batch of pictures.")
         self._note_pace(time.perf_counter() - began_s, len(rows))
         # A model that gives nothing but nonsense has failed too.
-        self.failures = 0 if any(np.isfinite(row.logits).all() for row in rows) else self.failures + 1
+        self._failures.note(failed=not any(np.isfinite(row.logits).all() for row in rows))
         return rows
 
     def _note_pace(self, elapsed_s: float, pictures: int) -> None:

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.anyio
 class Asked:
     """A batcher together with the one model that is asked of it."""
 
-    def __init__(self, batcher: Batcher, session: FakeSession) -> None:
+    def __init__(self, batcher: Batcher, session: FakeSession, workers: int = 1) -> None:
         self.batcher = batcher
-        self.sessions: tuple[Session, ...] = (session,)
+        self.sessions: tuple[Session, ...] = (session,) * workers
         self.drain = batcher.drain
 
     def reserve(self, images: int) -> AbstractContextManager[Admission]:
@@ -36,13 +36,13 @@ class Asked:
 
 @asynccontextmanager
 async def started(
-    session: FakeSession, *, queue_limit: int = 1000, max_wait_ms: float = 0
+    session: FakeSession, *, workers: int = 1, queue_limit: int = 1000, max_wait_ms: float = 0
 ) -> AsyncIterator[tuple[Asked, Metrics]]:
     metrics = Metrics()
-    batcher = Batcher(metrics, queue_limit=queue_limit, max_wait_ms=max_wait_ms)
+    batcher = Batcher(metrics, workers=workers, one_device=True, queue_limit=queue_limit, max_wait_ms=max_wait_ms)
     batcher.start()
     try:
-        yield Asked(batcher, session), metrics
+        yield Asked(batcher, session, workers), metrics
     finally:
         session.gate.set()
         await batcher.drain(5)
@@ -229,12 +229,27 @@ async def test_drain_fails_what_does_not_end_in_time() -> None:
         assert value_of(metrics, "leukoscope_queue_depth") == 0
 
 
+async def test_failures_of_one_device_count_together_whoever_meets_them() -> None:
+    async with started(FakeSession(max_batch=1), workers=3) as (batcher, _):
+        for failed in (1, 2, 3, 4):
+            with pytest.raises(InferenceError):
+                await ask(batcher, BAD)
+            assert batcher.batcher.failures == failed
+        assert await ask(batcher, 7) == 7
+        assert batcher.batcher.failures == 0
+        with pytest.raises(InferenceError):
+            await ask(batcher, BAD)
+        batcher.batcher.forgive()
+        assert batcher.batcher.failures == 0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-async def test_every_picture_ends_exactly_once(seed: int) -> None:
+async def test_every_picture_ends_exactly_once(seed: int, workers: int) -> None:
     rng = random.Random(seed)
     session = FakeSession(max_batch=5, delay_s=0.002)
     values = [rng.choice([*range(1, 200), BAD, NOT_FINITE]) for _ in range(150)]
-    async with started(session) as (batcher, metrics):
+    async with started(session, workers=workers) as (batcher, metrics):
         tasks = [asyncio.create_task(ask(batcher, value)) for value in values]
         for task in rng.sample(tasks, 50):
             asyncio.get_running_loop().call_later(rng.random() * 0.05, task.cancel)

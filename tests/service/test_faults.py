@@ -168,7 +168,7 @@ def test_a_run_that_was_only_slow_is_forgiven(start: Callable[..., ServerProcess
 
 
 def test_deadlines_and_what_they_drop(start: Callable[..., ServerProcess], fault: Path) -> None:
-    server = start(max_batch=1)
+    server = start(max_batch=1, inference_threads=1)
     with server.client() as client, ThreadPoolExecutor(8) as pool:
         fault.write_text("slow 0.5")
         first = pool.submit(client.post, "/predict", files=FILES)
@@ -187,7 +187,7 @@ def test_deadlines_and_what_they_drop(start: Callable[..., ServerProcess], fault
 
 
 def test_clients_that_hang_up_cost_nothing(start: Callable[..., ServerProcess], fault: Path) -> None:
-    server = start(max_batch=1)
+    server = start(max_batch=1, inference_threads=1)
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/bmp\r\nContent-Length: {len(CELL)}\r\n\r\n"
     with server.client() as client, ThreadPoolExecutor(1) as pool:
         fault.write_text("slow 1")
