@@ -27,6 +27,7 @@ class SharingSession:
     caller's batch runs on one thread. With one caller, its threads meet once a batch.
 
     Attributes:
+        wide: Uses all threads for each call; not called by two threads at once.
         narrow: Uses one thread for each call; its `run` may be called by several threads at once.
         max_batch: As in `Session`.
         provider: As in `Session`.
@@ -41,12 +42,12 @@ class SharingSession:
             threads: How many, 2 or more.
             callers: How many call `run` at the same time, at most.
         """
-        self._wide = wide
         self._threads = threads
         self._callers = callers
         self._lock = threading.Lock()
         self._running = 0
         self._ended_s = -math.inf
+        self.wide = wide
         self.narrow = narrow
         self.max_batch = wide.max_batch if callers == 1 else narrow.max_batch
         self.provider: str = wide.provider
@@ -54,9 +55,9 @@ class SharingSession:
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Compute the model's outputs; see `Session.run`."""
         with self._counted() as alone:
-            if alone and len(images) == 1:
-                return self._wide.run(images)
-            if self._callers > 1 or len(images) == 1:
+            if len(images) == 1 and (alone or self._callers == 1):
+                return self.wide.run(images)
+            if self._callers > 1:
                 return self.narrow.run(images)
             return self._split(images)
 

@@ -15,6 +15,7 @@ from app.inference.loader import Errand, best_batch
 from app.inference.providers import CPU_PROVIDER, CUDA_PROVIDER, Placement
 from app.inference.registry import ModelRef
 from app.inference.session import OnnxSession, Outputs
+from app.inference.shares import SharingSession
 from tests.models import NAME, SIZE_PX, VERSION, write_models
 from tests.service.harness import load, loader_of, run_here
 
@@ -60,6 +61,23 @@ def test_workers_of_one_device_share_a_session(models_dir: Path) -> None:
     assert len(model.sessions) == 2
     assert model.sessions[0] is model.sessions[1]
     assert model.session.max_batch in {1, 2, 4}
+
+
+@pytest.mark.parametrize("wrong", ["wide", "narrow"])
+def test_each_part_of_a_sharing_session_is_proven(models_dir: Path, wrong: str) -> None:
+    class Wrong(OnnxSession):
+        def run(self, images: NDArray[np.uint8]) -> Outputs:
+            return Outputs(super().run(images).logits + 1)
+
+    def open_one_wrong(path: Path, manifest: Manifest, placement: Placement) -> SharingSession:
+        parts = [
+            (Wrong if part == wrong else OnnxSession).create(path, manifest, placement) for part in ("wide", "narrow")
+        ]
+        return SharingSession(parts[0], parts[1], 2, callers=2)
+
+    loader = loader_of(models_dir, Placement(device="cpu", callers=2, threads=2), open_session=open_one_wrong)
+    with pytest.raises(GoldenMismatchError):
+        loader.load(ModelRef(NAME, VERSION), run_here)
 
 
 def test_loading_gently_gives_the_same_model(models_dir: Path) -> None:
