@@ -95,8 +95,8 @@ class RemoteRunner:
     async def load(self, ref: ModelRef, *, gently: bool) -> LoadedModel:  # noqa: ARG002 - engines know it themselves
         """Have every engine load a model, and prove it from here: through the decoder here and the network."""
         installed = await asyncio.to_thread(self._registry.verified, ref)
-        manifest = installed.manifest
-        assert manifest is not None  # noqa: S101 - `verified` has read it
+        assert installed.manifest is not None  # noqa: S101 - `verified` has read it
+        manifest = installed.manifest.in_precision(self._settings.precision)
         described = await self._engines.load(ref)
         loop = asyncio.get_running_loop()
 
