@@ -1,12 +1,14 @@
 """`X-Request-Timeout`: until when the client wants its answer."""
 
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Header
 from starlette.requests import Request
 
 from app.inference.deadline import until
+
+TIMEOUT_HEADER: Final = "X-Request-Timeout"  # as FastAPI makes it of the parameter's name below, in any case
 
 
 async def _deadline(

@@ -1,9 +1,10 @@
 """`POST /predict`: one or many pictures in, a label with its confidence for each out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,14 +14,33 @@ from app.core.spec import Manifest
 from app.inference.classifier import PictureError, Upload
 from app.problems import KINDS, NO_READABLE_IMAGE, image_problem, openapi_problems, problem_response
 from app.recording import record
-from app.routes.access import caller_of
+from app.routes.access import admit, caller_of
 from app.routes.bodies import unless_gone
-from app.routes.deadline import DeadlineDep, within
+from app.routes.deadline import TIMEOUT_HEADER, DeadlineDep, within
 from app.routes.uploads import FORM_TYPE, RAW_TYPES, read_uploads
 from app.schemas import FailedImage, ModelName, PredictedImage, PredictResponse, Summary
 from app.services import ServicesDep
 
-router = APIRouter(tags=["predict"])
+
+class _DirectRoute(APIRoute):
+    """Answers a request that brings no parameters without having FastAPI look for them.
+
+    To find nothing in the query and the headers costs FastAPI more than a quarter of what a request costs besides
+    its picture. What brings parameters goes FastAPI's way; the key is asked for on both.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        with_parameters = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if request.scope["query_string"] or TIMEOUT_HEADER in request.headers:
+                return await with_parameters(request)
+            return await predict(request, await admit(request), None)
+
+        return handle
+
+
+router = APIRouter(tags=["predict"], route_class=_DirectRoute)
 
 Result = Prediction | PictureError
 
