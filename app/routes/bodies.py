@@ -1,7 +1,7 @@
 """Request bodies as they stream in, counted; and work that is given up when the client hangs up."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -14,21 +14,20 @@ _T = TypeVar("_T")
 
 
 async def read_body(request: Request, settings: Settings, held: Hold) -> bytearray:
-    """Read a whole body to memory; the arguments and errors are those of `counted`."""
+    """Read a whole body to memory; the arguments and errors are those of `read_chunks`."""
     data = bytearray()
-    async with aclosing(counted(request, settings, held)) as stream:
-        async for chunk in stream:
-            data += chunk
+    await read_chunks(request, settings, held, data.extend)
     return data
 
 
-async def counted(request: Request, settings: Settings, held: Hold) -> AsyncGenerator[bytes, None]:
-    """Yield the body's chunks as long as there is room for them.
+async def read_chunks(request: Request, settings: Settings, held: Hold, take: Callable[[bytes], None]) -> None:
+    """Hand the body's chunks on as long as there is room for them.
 
     Args:
         request: Nothing of its body has been read yet; bytes and time are bounded before it comes here.
         settings: Bounds on bytes.
         held: Where the bytes are counted, as they come.
+        take: Gets each chunk.
 
     Raises:
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
@@ -40,8 +39,9 @@ async def counted(request: Request, settings: Settings, held: Hold) -> AsyncGene
         held.check(int(announced))
     async with aclosing(request.stream()) as chunks:
         async for chunk in chunks:
-            held.add(len(chunk))
-            yield chunk
+            if chunk:  # the last one is empty
+                held.add(len(chunk))
+                take(chunk)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:

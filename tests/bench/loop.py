@@ -1,4 +1,4 @@
-"""`python -m tests.bench.loop`: what a request costs the event loop's thread, here and in another checkout."""
+"""`python -m tests.bench.loop`: what a request costs the event loop's thread, here and in other checkouts."""
 
 import argparse
 import asyncio
@@ -39,26 +39,27 @@ class Cost:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _options(arguments)
-    checkouts = [path.resolve() for path in (options.against, ROOT) if path is not None]
+    checkouts = [*(path.resolve() for path in options.against), ROOT]
     request = Request.form("/predict", pictures_in(None)[options.format][:1])
     costs: dict[Path, list[Cost]] = {checkout: [] for checkout in checkouts}
     with ExitStack() as stack:
         servers = {checkout: _started(stack, checkout, options.models, request) for checkout in checkouts}
         for number in range(options.rounds):
-            for checkout in checkouts[:: 1 if number % 2 else -1]:
+            first = number % len(checkouts)  # none always follows the same one
+            for checkout in checkouts[first:] + checkouts[:first]:
                 processes, port = servers[checkout]
                 costs[checkout].append(_cost(processes, port, request, options.connections, options.seconds))
     for checkout in checkouts:
-        print(f"{checkout}: {_line(costs[checkout])}")  # noqa: T201 - a command's answer
-    if len(checkouts) == 2:
-        before, after = (costs[checkout] for checkout in checkouts)
-        ratio = statistics.median(new.loop / old.loop for old, new in zip(before, after, strict=True))
-        print(f"loop, this checkout's over the other's: {ratio:.2f}, median over the rounds")  # noqa: T201
+        pairs = zip(costs[checkouts[0]], costs[checkout], strict=True)
+        ratio = statistics.median(this.loop / first.loop for first, this in pairs)
+        print(f"{checkout}: {_line(costs[checkout])}; loop {ratio:.2f} of the first one's")  # noqa: T201 - the answer
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.loop", description=__doc__)
-    parser.add_argument("--against", type=Path, help="another checkout, run in this environment too")
+    parser.add_argument(
+        "--against", type=Path, nargs="+", default=[], help="other checkouts, run in this environment too"
+    )
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="folder with active.json")
     parser.add_argument("--format", choices=("PNG", "BMP", "JPEG"), default="PNG")
     parser.add_argument("--connections", type=int, default=16)
