@@ -107,17 +107,23 @@ class Classifier:
             NotReadyError: The service is draining.
             DeadlineExceededError: `timeout_s` passed.
         """
-        answers: dict[int, Answer | PictureError] = {}
-        pending = iter(enumerate(pictures))
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         meaning = f"The answer was not there within {timeout_s:g} s."
         with self._runner.reserve(len(pictures), self._model.sessions) as places:
-            try:
-                async with until(deadline_s, meaning), asyncio.TaskGroup() as group:
-                    for _ in range(min(len(pictures), self._in_flight())):
-                        group.create_task(self._work(pending, places, answers))
-            except ExceptionGroup as group_error:
-                raise group_error.exceptions[0] from group_error
+            async with until(deadline_s, meaning):
+                if len(pictures) == 1:  # most requests: no tasks of their own are wanted
+                    return [await self._answer(pictures[0], places)]
+                return await self._answer_all(pictures, places)
+
+    async def _answer_all(self, pictures: Sequence[Picture], places: Places) -> list[Answer | PictureError]:
+        answers: dict[int, Answer | PictureError] = {}
+        pending = iter(enumerate(pictures))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(pictures), self._in_flight())):
+                    group.create_task(self._work(pending, places, answers))
+        except ExceptionGroup as group_error:
+            raise group_error.exceptions[0] from group_error
         return [answers[index] for index in range(len(pictures))]
 
     def _in_flight(self) -> int:

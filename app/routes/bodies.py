@@ -50,21 +50,21 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
     Raises:
         ClientDisconnect: The client hung up.
     """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return await task
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-        # What the work raised knows this frame; a frame that knew it too would keep the request in memory.
-        del task, gone
+        # A timeout that has no time: it is over when the client goes.
+        async with asyncio.timeout(None) as patience:
+            watcher = asyncio.create_task(_end_when_gone(request, patience))
+            try:
+                return await work
+            finally:
+                watcher.cancel()
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        raise ClientDisconnect from None
 
 
-async def _disconnected(request: Request) -> None:
+async def _end_when_gone(request: Request, patience: asyncio.Timeout) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    patience.reschedule(asyncio.get_running_loop().time())

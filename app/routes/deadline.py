@@ -1,6 +1,6 @@
 """`X-Request-Timeout`: until when the client wants its answer."""
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Annotated, Final
 
 from fastapi import Depends, Header
@@ -33,5 +33,7 @@ DeadlineDep = Annotated[float | None, Depends(_deadline)]
 
 
 def within(deadline_s: float | None) -> AbstractAsyncContextManager[None]:
-    """Cancel the block at `deadline_s`, on the event loop's clock; see `app.inference.deadline.until`."""
+    """Cancel the block at `deadline_s`, on the event loop's clock, if it is not None; see `until`."""
+    if deadline_s is None:
+        return nullcontext()
     return until(deadline_s, "The answer was not there within X-Request-Timeout.")
