@@ -38,6 +38,7 @@ class Room:
         self._empty.set()
         self.admitted = 0
         metrics.queue_limit.set(limit)
+        metrics.queue_depth.set_function(lambda: self.admitted)
 
     @contextmanager
     def reserve(self, images: int, compute: Compute) -> "Iterator[Admission]":
@@ -77,7 +78,6 @@ class Room:
     def give_back(self, places: int) -> None:
         """Count places as free again; negative to take them."""
         self.admitted -= places
-        self._metrics.queue_depth.set(self.admitted)
         if self.admitted:
             self._empty.clear()
         else:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -30,6 +29,7 @@ async def read_chunks(request: Request, settings: Settings, held: Hold, take: Ca
         take: Gets each chunk.
 
     Raises:
+        ClientDisconnect: The client hung up.
         BodyTooLargeError: More than `settings.max_request_bytes`; the rest is not read.
         QueueFullError: All requests together hold too many bytes.
         DeadlineExceededError: The client sends too slowly.
@@ -37,11 +37,16 @@ async def read_chunks(request: Request, settings: Settings, held: Hold, take: Ca
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) <= settings.max_request_bytes:
         held.check(int(announced))
-    async with aclosing(request.stream()) as chunks:
-        async for chunk in chunks:
-            if chunk:  # the last one is empty
-                held.add(len(chunk))
-                take(chunk)
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        chunk = message.get("body", b"")
+        if chunk:
+            held.add(len(chunk))
+            take(chunk)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
