@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -145,13 +145,10 @@ class Classifier:
 
     async def _answer(self, picture: Picture, places: Places) -> Answer | PictureError:
         try:
-            image = await self._decoded(picture) if isinstance(picture, Upload) else picture
+            outputs = await places.submit(self._decoding(picture) if isinstance(picture, Upload) else picture)
         except ImageError as error:
-            places.release()
             self._metrics.count_rejected(error.reason)
             return error
-        try:
-            outputs = await places.submit(image)
         except (InferenceError, DeviceMemoryError) as error:
             return error
         novelty = None if outputs.novelty is None else float(outputs.novelty)
@@ -159,8 +156,8 @@ class Classifier:
         self._count(prediction)
         return Answer(prediction, outputs)
 
-    async def _decoded(self, upload: Upload) -> NDArray[np.uint8]:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders.pool, self._prepare, upload.data)
+    def _decoding(self, upload: Upload) -> Future[NDArray[np.uint8]]:
+        return self._decoders.pool.submit(self._prepare, upload.data)
 
     def _prepare(self, data: bytes) -> NDArray[np.uint8]:
         with self._metrics.decode_seconds.time():
