@@ -58,7 +58,7 @@ class Batcher:
         self._lanes = Lanes(workers, max_wait_ms / 1000)
         self._failures = [Streak()] * workers if one_device else [Streak() for _ in range(workers)]
         self._workers = [
-            Worker(index, self._lanes, self._deliver, metrics, self._tracer, failures)
+            Worker(index, self._lanes, self._deliver, metrics, self._tracer, failures, lambda: self.admitted == 1)
             for index, failures in enumerate(self._failures)
         ]
         self._room = Room(metrics, queue_limit, self.wait_s)
