@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -115,17 +114,12 @@ class RemoteRunner:
         except LeukoscopeError as error:  # they read active.json, too
             _LOG.warning("not all were told that %s serves: %s", ref, error)
 
-    @contextmanager
-    def reserve(self, images: int, sessions: tuple[Session, ...]) -> Iterator[Admission]:
+    def reserve(self, images: int, sessions: tuple[Session, ...]) -> Admission:
         """Admit pictures; they go to the engines as soon as they come."""
         session = sessions[0]
         assert isinstance(session, RemoteSession)  # noqa: S101 - `load` has made it
         outbox = Outbox(session.ref, session.max_batch, self._engines, self._settings.request_timeout_s, self._pace)
-        with self._room.reserve(images, outbox.submit) as admission:
-            try:
-                yield admission
-            finally:
-                outbox.close()
+        return self._room.reserve(images, outbox.submit, outbox.close)
 
     async def drain(self, limit_s: float) -> bool:
         """End what is admitted."""
