@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from app.core.errors import DeviceMemoryError, InferenceError, ModelIntegrityError, ProviderError
 from app.core.spec import LOGITS_NAME, Manifest
 from app.inference.providers import OPENVINO_PROVIDER, Placement
-from app.inference.session import Node, Outputs, batch_buckets, check_graph, cpu_max_batch, is_out_of_memory
+from app.inference.session import (
+    OUTPUT_NAMES,
+    Node,
+    Outputs,
+    batch_buckets,
+    check_graph,
+    cpu_max_batch,
+    is_out_of_memory,
+)
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -45,7 +53,7 @@ class OpenVinoSession:
             max_batch: Most pictures in one call.
         """
         self._labels = len(manifest.labels)
-        self._names = [port.any_name for port in compiled[1].outputs]
+        self._names = [_output_name(port) for port in compiled[1].outputs]
         self._sizes = sorted(compiled, reverse=True)
         self._requests: dict[int, SimpleQueue[ov.InferRequest]] = {size: SimpleQueue() for size in compiled}
         for size, model in compiled.items():
@@ -132,12 +140,18 @@ def _compile(
         model = core.read_model(path)
     except RuntimeError as error:
         raise ModelIntegrityError(f"{path}: OpenVINO can't load it: {error}") from error
-    check_graph([_node(port) for port in model.inputs], [_node(port) for port in model.outputs], manifest)
+    outputs = [_node(port, _output_name(port)) for port in model.outputs]
+    check_graph([_node(port, port.any_name) for port in model.inputs], outputs, manifest)
     side = manifest.preprocessing.size_px
     model.reshape([size, side, side, 3])
     return core.compile_model(model, _DEVICE, settings)
 
 
-def _node(port: "ov.Output") -> Node:
+def _output_name(port: "ov.Output") -> str:
+    """Return an output's name as in the graph: OpenVINO adds those of operators that it has found to do nothing."""
+    return next(iter(sorted(OUTPUT_NAMES & set(port.names))), str(port.any_name))
+
+
+def _node(port: "ov.Output", name: str) -> Node:
     sides = [side.get_length() if side.is_static else None for side in port.partial_shape]
-    return Node(port.any_name, port.element_type.to_dtype().name, sides)
+    return Node(name, port.element_type.to_dtype().name, sides)

@@ -29,6 +29,7 @@ from app.inference.providers import (
 
 _LOG: Final = logging.getLogger(__name__)
 _OUTPUT_AXES: Final = {LOGITS_NAME: 2, FEATURES_NAME: 2, EVIDENCE_NAME: 3, NOVELTY_NAME: 1}
+OUTPUT_NAMES: Final = frozenset(_OUTPUT_AXES)
 _GPU_MAX_BATCH: Final = 32
 # The largest batches that are tried on a CPU, in all and for each thread: measured on two cores, 1 to 4 pictures
 # for a thread answer most pictures a second.

@@ -121,7 +121,8 @@ class StagedClassifier(Classifier):
         return Explained(self.head.logits(standardised), standardised, evidence)
 
     def _views(self, images: Tensor) -> list["_StageView"]:
-        cell = (images > self.black).any(dim=1, keepdim=True).float()
+        # The same as `(images > self.black).any(dim=1)`, which engines compute with slow whole numbers.
+        cell = ((images - self.black).amax(dim=1, keepdim=True) > 0).float()
         features = self.backbone.bn1(self.backbone.conv_stem(images))
         views = []
         for stage in self.backbone.blocks:
