@@ -1,14 +1,18 @@
 """Open the session that a placement asks for: on a GPU or a CPU, and there by the engine of choice."""
 
 import importlib.util
+import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from app.core.spec import Manifest
 from app.inference.openvino import OpenVinoSession
 from app.inference.providers import CPU_PROVIDER, Placement, gpu_count
 from app.inference.session import OnnxSession, Session
 from app.inference.shares import SharingSession
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 def open_session(path: Path, manifest: Manifest, placement: Placement) -> Session:
@@ -26,6 +30,11 @@ def open_session(path: Path, manifest: Manifest, placement: Placement) -> Sessio
     on_cpu = placement.device == "cpu" or (placement.device == "auto" and gpu_count() <= placement.gpu_index)
     if on_cpu and _wants_openvino(placement):
         return _openvino(path, manifest, placement)
+    if on_cpu and placement.precision == "int8":
+        _LOG.warning(
+            "ONNX Runtime computes this model's 8 bits in floats on a CPU, slower than the model itself; "
+            "LEUKOSCOPE_CPU_ENGINE=openvino is for it"
+        )
     session = OnnxSession.create(path, manifest, placement)
     if session.provider != CPU_PROVIDER or placement.threads == 1:
         return session

@@ -71,6 +71,13 @@ def contenders() -> dict[str, Contender]:
             variables=openvino | {"LEUKOSCOPE_PRECISION": "bf16"},
         ),
         Contender(
+            "leukoscope-int8",
+            "LEUKOSCOPE_CPU_ENGINE=openvino LEUKOSCOPE_PRECISION=int8: the model's variant.",
+            serve,
+            many=True,
+            variables=openvino | {"LEUKOSCOPE_PRECISION": "int8"},
+        ),
+        Contender(
             "fastapi",
             "FastAPI and ONNX Runtime, fp32: a plain `def` endpoint; ONNX Runtime has a thread for each CPU.",
             ("-m", f"{_SERVERS}.plain"),

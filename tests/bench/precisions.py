@@ -103,7 +103,8 @@ def _table(
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, values in logits.items():
-        probability = softmax(values, manifest.temperature)[:, column]
+        precision = name.split()[-1]
+        probability = softmax(values, manifest.in_precision(precision).temperature)[:, column]
         apart = np.abs(probability - reference)
         same = ((probability > 0.5) == (reference > 0.5)).sum()
         speed = statistics.median(base / own for base, own in zip(seconds[first], seconds[name], strict=True))
