@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.core.errors import GoldenMismatchError, InferenceError, ModelIntegrityError, ModelNotFoundError, ProviderError
-from app.core.spec import MANIFEST_FILE, MODEL_FILE, Manifest, Variant
+from app.core.errors import (
+    GoldenMismatchError,
+    InferenceError,
+    ManifestError,
+    ModelIntegrityError,
+    ModelNotFoundError,
+    ProviderError,
+)
+from app.core.spec import MANIFEST_FILE, MODEL_FILE, Manifest, ReviewBand, Variant
 from app.inference.loader import Errand, best_batch
 from app.inference.providers import CPU_PROVIDER, CUDA_PROVIDER, Placement
 from app.inference.registry import ModelRef
@@ -167,6 +175,31 @@ def test_a_variant_is_another_graph_with_its_own_golden_output(tmp_path: Path) -
     assert load(tmp_path, Placement(device="cpu", precision="int8")).precision == "int8"
     with pytest.raises(ModelIntegrityError, match=r"no variant fp16; it has \['int8'\]"):
         load(tmp_path, Placement(device="cpu", precision="fp16"))
+
+
+def test_a_variant_answers_with_its_own_temperature_band_and_threshold(tmp_path: Path) -> None:
+    with_variant(tmp_path)
+    folder = tmp_path / NAME / VERSION
+    manifest = Manifest.load(folder)
+    own = dataclasses.replace(manifest.variants["int8"], temperature=3.5, review=ReviewBand(low=0.1, high=0.2))
+    changed = dataclasses.replace(manifest, variants={"int8": own})
+    (folder / MANIFEST_FILE).write_text(changed.to_json(), encoding="utf-8")
+    served = load(tmp_path, Placement(device="cpu", precision="int8")).manifest
+    assert (served.temperature, served.review) == (3.5, ReviewBand(low=0.1, high=0.2))
+    assert served.novelty == manifest.novelty  # it has none of its own
+    plain = load(tmp_path).manifest
+    assert (plain.temperature, plain.review) == (manifest.temperature, manifest.review)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, "warm", float("inf")])
+def test_a_variants_temperature_is_checked(tmp_path: Path, temperature: object) -> None:
+    with_variant(tmp_path)
+    file = tmp_path / NAME / VERSION / MANIFEST_FILE
+    raw = json.loads(file.read_text())
+    raw["variants"]["int8"]["temperature"] = temperature
+    file.write_text(json.dumps(raw))
+    with pytest.raises(ManifestError, match="temperature"):
+        Manifest.load(file.parent)
 
 
 def test_a_variant_that_does_not_reproduce_its_golden_output(tmp_path: Path) -> None:
