@@ -64,6 +64,9 @@ def quantise(model: Path, target: Path, cells: NDArray[np.uint8]) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            # What a convolution gives stays as it is until the next one takes it, so that an engine can
+            # have the activation done before it rounds.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Conv"]},
         )
     quantised = onnx.load(target)
     del quantised.graph.value_info[:]
