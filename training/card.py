@@ -202,10 +202,12 @@ def _variants(report: dict[str, Any], variants: Mapping[str, dict[str, Any]]) ->
         flagged = f"{other['novelty']['no_cells_flagged']['testing']:.3f}" if "novelty" in other else ""
         temperature = f"{other['temperature']:.3f}"
         rows.append(f"| {' | '.join([name, *figures, flagged, temperature])} |")
+    hard = [name for name, other in variants.items() if other.get("activation") == "hard-swish"]
     words = (
         "The folder also holds this model in other precisions, which `LEUKOSCOPE_PRECISION` asks for. Each was rounded "
         "first and its last layer taught on the rounded features, with a temperature, a review band and a threshold of "
         "novelty of its own; all were judged on the same cells, as above. Their reports are beside this card."
+        + "".join(f" `{name}` has hard swish in place of SiLU." for name in hard)
     )
     return ["## In other precisions", words, "\n".join(rows)]
 

@@ -51,6 +51,8 @@ def add_variant(folder: Path, run: Run, precision: str, version: str) -> Path:
         shutil.copytree(folder, made)
         graph = made / variant_file(MODEL_FILE, precision)
         report = write_graph(run, graph)
+        if run.config().model.activation == "hard-swish":
+            report["activation"] = "hard-swish"  # not the model's own, so its card says so
         write_report(made / variant_file(REPORT_FILE, precision), report)
         seal(
             made,
