@@ -9,7 +9,7 @@ from app.core import imaging
 from app.core.postprocess import postprocess
 from app.core.spec import MODEL_FILE
 from app.inference.loader import LoadedModel
-from app.inference.providers import Placement
+from app.inference.providers import OPENVINO_PROVIDER, Placement
 from app.inference.registry import ModelRef
 from tests.explanations import inside, look, occlusion, randomised, read
 from tests.service.harness import ROOT, load, make_settings, running
@@ -42,6 +42,29 @@ def test_answers_do_not_depend_on_the_batch(model: LoadedModel, drawn_cells: lis
     together = [postprocess(row, model.manifest) for row in model.session.run(images).logits]
     singly = [postprocess(model.session.run(image[None]).logits[0], model.manifest) for image in images]
     assert together == singly
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def test_eight_bits_answer_much_the_same(folder: Path, drawn_cells: list[bytes]) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    ref = ModelRef(folder.parent.name, folder.name)
+    eight, plain = (
+        load(MODELS, Placement(device="cpu", threads=2, max_batch=1, cpu_engine=engine, precision=precision), ref=ref)
+        for engine, precision in (("openvino", "int8"), ("onnxruntime", "model"))
+    )
+    assert (eight.precision, eight.session.provider) == ("int8", OPENVINO_PROVIDER)
+    assert eight.manifest.temperature != plain.manifest.temperature
+    images = [imaging.preprocess(imaging.decode(cell), plain.manifest.preprocessing) for cell in drawn_cells]
+    said = [
+        np.array(
+            [
+                postprocess(model.session.run(image[None]).logits[0], model.manifest).probabilities["ALL"]
+                for image in images
+            ]
+        )
+        for model in (eight, plain)
+    ]
+    assert np.abs(said[0] - said[1]).mean() < 0.15
 
 
 @pytest.mark.anyio
