@@ -45,6 +45,6 @@ def test_help_lists_the_commands_and_loads_no_torch() -> None:
         "print(CliRunner().invoke(app, ['--help']).output, 'torch' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout  # noqa: S603
-    for command in ("index", "distil", "probe", "floor", "fit", "evaluate", "export", "sheet", "compare", "results"):
+    for command in ("index", "distil", "probe", "floor", "fit", "evaluate", "export", "sheet", "keep", "results"):
         assert command in shown
     assert shown.split()[-1] == "False"
