@@ -52,6 +52,7 @@ def index_command(
     out: Annotated[Path, typer.Option(help="Index file to write.")] = DEFAULT_INDEX,
 ) -> None:
     """Read every cell of DATA and write one table: file, label, subject, fold, size, hashes, groups."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     index = build_index(data, out)
     write_index(index, out)
     counts = Counter(fault.kind for fault in index.faults)
@@ -254,7 +255,7 @@ def main() -> None:
     """Run the command; errors that were foreseen are one line and exit status 1."""
     try:
         app()
-    except (TrainingError, LeukoscopeError) as error:
+    except (TrainingError, LeukoscopeError, OSError) as error:
         Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
             f"leukoscope-train: {error}", style="red"
         )
