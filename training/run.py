@@ -27,6 +27,7 @@ REPORT_FILE: Final = "report.json"
 PAGE_FILE: Final = "report.html"
 NOVELTY_FILE: Final = "novelty.safetensors"
 CHECKPOINTS: Final = "checkpoints"
+HISTORY_FILE: Final = "logs/metrics.csv"
 
 
 @dataclass(frozen=True)

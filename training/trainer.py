@@ -11,13 +11,14 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from training.config import DataConfig
 from training.data.dataset import Data
+from training.history import History
 from training.processes import Processes, processes
 from training.progress import CellProgress
-from training.run import Run, network_of
+from training.run import HISTORY_FILE, Run, network_of
 from training.zoo import Classifier
 from training.zoo.start import apply_start
 
@@ -117,7 +118,7 @@ def loggers(run: Run, *, mlflow: bool) -> list[Logger]:
         mlflow: Whether to log to MLflow: where ``MLFLOW_TRACKING_URI`` says, or in the run's folder.
     """
     found: list[Logger] = [
-        CSVLogger(run.folder, name="logs", version="", flush_logs_every_n_steps=10),
+        History(run.folder / HISTORY_FILE, run.last_checkpoint()),
         TensorBoardLogger(run.folder, name="logs", version="tensorboard"),
     ]
     if mlflow:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -22,6 +23,7 @@ from training.config import LossConfig, OptimiserConfig
 from training.data.datamodule import EpochSampler
 from training.errors import DataError
 from training.fit import fit
+from training.history import History
 from training.losses import balanced_class_weights, classification_loss
 from training.module import CellModule
 from training.notebook import NotebookRule
@@ -203,7 +205,7 @@ def test_processes_share_an_epoch_out() -> None:
 
 def test_logs_go_to_csv_tensorboard_and_where_it_is_installed_mlflow(tmp_path: Path) -> None:
     kinds = [type(logger) for logger in loggers(Run(tmp_path), mlflow=False)]
-    assert kinds == [CSVLogger, TensorBoardLogger]
+    assert kinds == [History, TensorBoardLogger]
     if find_spec("mlflow"):
         assert type(loggers(Run(tmp_path), mlflow=True)[-1]) is MLFlowLogger
     else:
@@ -249,3 +251,13 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_weights(drawn_index: Path
     expected, actual = (load_file(run.folder / "weights.safetensors") for run in (whole, resumed))
     for name, tensor in expected.items():
         torch.testing.assert_close(actual[name], tensor, rtol=0, atol=0, msg=name)
+    # Also of the epochs before the kill; and a finished run that is started again keeps all of it.
+    assert history(resumed) == history(whole)
+    assert len(history(whole)) == settings["epochs"]
+    fit(config, drawn_index, tmp_path / "whole", progress=False)
+    assert history(resumed) == history(whole)
+
+
+def history(run: Run) -> list[tuple[float, ...]]:
+    rows = pl.read_csv(run.folder / "logs" / "metrics.csv").filter(pl.col("val_loss").is_not_null())
+    return rows.select("epoch", "step", "val_loss").rows()
