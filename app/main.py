@@ -105,6 +105,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=_DOCS_PATH,
         redoc_url=None,
+        # Traces are this service's own; FastAPI's would come on top, where the environment happens to configure them.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     _add_middleware(app, settings, service_metrics, tracer)
     install_handlers(app, service_metrics.count_rejected)
@@ -123,6 +125,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, tracer: 
 
 
 def _add_routes(app: FastAPI) -> None:
+    app.routes.append(predict.DirectRoute())
     for router in (predict.router, explain.router, models.router):
         app.include_router(router, dependencies=[Depends(require_client)], responses=openapi_problems(401))
     app.include_router(v2.router, dependencies=[Depends(require_client)], responses=v2.errors(401))

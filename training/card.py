@@ -1,18 +1,21 @@
 """The model card: generated from a run's report and configuration, never typed."""
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from app.core.spec import REPORT_FILE, Manifest
 from training.config import ProbeRunConfig, RunConfig
-from training.errors import RunError
-from training.run import classifier_config
 
 
-def model_card(config: RunConfig | ProbeRunConfig, report: dict[str, Any], version: str, data_licence: str) -> str:
+def model_card(
+    config: RunConfig | ProbeRunConfig,
+    report: dict[str, Any],
+    version: str,
+    data_licence: str,
+    variants: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> str:
     """Write the card of an exported model.
 
     Args:
@@ -20,6 +23,7 @@ def model_card(config: RunConfig | ProbeRunConfig, report: dict[str, Any], versi
         report: The run's report.
         version: Of the model.
         data_licence: Data set, attribution and licence.
+        variants: Reports of the same model in other precisions, by their names.
 
     Returns:
         Markdown.
@@ -40,6 +44,7 @@ def model_card(config: RunConfig | ProbeRunConfig, report: dict[str, Any], versi
         _subjects(report["test"]["subjects"], report.get("novelty")),
         "## How it was made",
         _recipe(config),
+        *_variants(report, variants),
         "## Limits",
         _LIMITS,
         "## At another site",
@@ -48,28 +53,6 @@ def model_card(config: RunConfig | ProbeRunConfig, report: dict[str, Any], versi
         f"Weights: Apache-2.0. Start weights: {config.model.start.licence}. Data: {data_licence}.",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def card_of_folder(folder: Path) -> str:
-    """Make the card of an exported model anew.
-
-    Args:
-        folder: ``models/<name>/<version>``.
-
-    Returns:
-        Markdown.
-
-    Raises:
-        ManifestError: The manifest can't be read.
-        RunError: The report can't be.
-    """
-    manifest = Manifest.load(folder)
-    try:
-        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder / REPORT_FILE}: can't be read: {error}") from error
-    config = classifier_config(manifest.provenance["lineage"][0]["configuration"])
-    return model_card(config, report, manifest.version, manifest.licence["data"])
 
 
 _PRECISIONS = {
@@ -205,6 +188,27 @@ def _review(report: dict[str, Any]) -> str:
 def _and_sensitivity(band: dict[str, Any]) -> str:
     wanted = band.get("wanted_sensitivity_outside")
     return "" if wanted is None else f" and a sensitivity of {wanted}"
+
+
+def _variants(report: dict[str, Any], variants: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The same model in other precisions, beside it; most models have none."""
+    if not variants:
+        return []
+    rows = [
+        "| precision | weighted F1 | AUROC | sensitivity | specificity | ECE | no cells flagged | temperature |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, other in {report["export"].get("precision", "fp32"): report, **variants}.items():
+        figures = [f"{other['test'][key]:.3f}" for key in ("weighted_f1", "auroc", "sensitivity", "specificity", "ece")]
+        flagged = f"{other['novelty']['no_cells_flagged']['testing']:.3f}" if "novelty" in other else ""
+        temperature = f"{other['temperature']:.3f}"
+        rows.append(f"| {' | '.join([name, *figures, flagged, temperature])} |")
+    words = (
+        "The folder also holds this model in other precisions, which `LEUKOSCOPE_PRECISION` asks for. Each was rounded "
+        "first and its last layer taught on the rounded features, with a temperature, a review band and a threshold of "
+        "novelty of its own; all were judged on the same cells, as above. Their reports are beside this card."
+    )
+    return ["## In other precisions", words, "\n".join(rows)]
 
 
 def _novelty(report: dict[str, Any]) -> list[str]:

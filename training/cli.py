@@ -13,6 +13,7 @@ from app.core.errors import LeukoscopeError
 from training.cli_results import results_commands
 from training.data.index import INDEX_FILE, build_index, write_index
 from training.errors import TrainingError
+from training.memory import keep_freed_memory
 
 RUNS: Final = Path("runs")
 DEFAULT_INDEX: Final = RUNS / INDEX_FILE
@@ -213,6 +214,23 @@ def export_command(
         write_active(models, folder.parent.name, folder.name)
 
 
+@app.command("add-variant")
+def add_variant_command(
+    folder: Annotated[Path, typer.Argument(help="models/<name>/<version>.")],
+    run: Annotated[Path, typer.Argument(help="An evaluated run that takes the same input.")],
+    precision: Annotated[str, typer.Option(help="What LEUKOSCOPE_PRECISION calls it.")] = "int8",
+    version: Annotated[
+        str | None, typer.Option(help="Semantic version of the new model; by default one minor version on.")
+    ] = None,
+) -> None:
+    """Write the next version of a model, with a run's graph beside its own as another precision."""
+    from training.export import next_version
+    from training.run import Run
+    from training.variants import add_variant
+
+    console.print(f"{add_variant(folder, Run(run), precision, version or next_version(folder.parent))}: written")
+
+
 @app.command("recalibrate")
 def recalibrate_command(
     folder: Annotated[Path, typer.Argument(help="models/<name>/<version>.")],
@@ -253,6 +271,7 @@ def default_run(name: str, split: str | None) -> Path:
 
 def main() -> None:
     """Run the command; errors that were foreseen are one line and exit status 1."""
+    keep_freed_memory()
     try:
         app()
     except (TrainingError, LeukoscopeError, OSError) as error:

@@ -67,7 +67,7 @@ def results_command(
 @results_commands.command("card")
 def card_command(folder: Annotated[Path, typer.Argument(help="models/<name>/<version>.")]) -> None:
     """Print a model's card, made anew from its report and configuration."""
-    from training.card import card_of_folder
+    from training.folder import card_of_folder
 
     typer.echo(card_of_folder(folder), nl=False)
 

@@ -107,7 +107,7 @@ class DistilConfig(Table):
         crop_px: Side of a random square of the input; smaller is faster, and as good for
             features, which are local.
         learning_rate: Of AdamW, after a short warm-up, with a cosine to zero.
-        morph: Share of the steps over which ReLU6 becomes the network's own SiLU; it must end before they do.
+        morph: Share of the steps over which ReLU6 becomes the network's own activation; it must end before they do.
         precision: Lightning's name.
         accelerator: Lightning's name.
     """
@@ -171,6 +171,12 @@ class RunConfig(DataConfig):
     optimiser: OptimiserConfig
     loss: LossConfig = LossConfig()
     fit: FitConfig
+
+    @model_validator(mode="after")
+    def _not_quantised(self) -> Self:
+        if self.model.quantised:
+            raise ValueError("model.quantised is for a probe; a fitted network gets 8 bits with 'export --precision'")
+        return self
 
 
 class ProbeRunConfig(DataConfig):

@@ -24,6 +24,7 @@ from training.data.dataset import Data
 from training.data.drawn import draw_cell
 from training.data.labels import ALL, LABELS
 from training.errors import ParityError, RunError
+from training.folder import write_report
 from training.graph import Answers, Served, round_to_half, write_onnx
 from training.metrics import figures
 from training.novelty.judge import describe_flagged, draw_pictures, judge
@@ -31,6 +32,7 @@ from training.novelty.score import Novelty as NoveltyScore
 from training.parity import check_parity, onnx_logits, onnx_outputs
 from training.quantise import calibration_cells, quantise
 from training.run import NOVELTY_FILE, REPORT_FILE, Run
+from training.zoo.quantised import QuantisedConv
 
 Precision = Literal["fp32", "int8"]
 
@@ -48,7 +50,8 @@ def export(run: Run, models: Path, version: str, *, precision: Precision = "fp32
     """Write ``models/<name>/<version>/``, whole or not at all.
 
     With ``fp32`` the weights are rounded to float16, which halves the file; the arithmetic is
-    float32. With ``int8`` the convolutions compute with 8 bits (`training.quantise`).
+    float32. With ``int8`` the convolutions compute with 8 bits (`training.quantise`), as they do
+    anyhow in a run that was quantised before its head was taught.
 
     Args:
         run: A fitted and evaluated run.
@@ -68,19 +71,12 @@ def export(run: Run, models: Path, version: str, *, precision: Precision = "fp32
     target = models / config.name / version
     if target.exists():
         raise RunError(f"{target} exists; choose another version")
-    report = _read_report(run)
-    novelty = NoveltyScore.load(run.folder / NOVELTY_FILE)
-    served = Served(round_to_half(run.load_network()), config.input.spec(), novelty).eval()
-    data = run.load_data()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         folder = Path(scratch) / version
         folder.mkdir()
-        parity = _write_graph(served, folder / MODEL_FILE, data, precision)
-        answers = _answers(folder / MODEL_FILE, data)
-        report["export"] = parity | _judge_export(answers, data, report, precision)
-        report["novelty"] = _judge_novelty(folder / MODEL_FILE, answers, run, data, report)
-        (folder / MODEL_REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        report = write_graph(run, folder / MODEL_FILE, precision)
+        write_report(folder / MODEL_REPORT_FILE, report)
         card = model_card(config, report, version, _DATA_LICENCE)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         manifest = _manifest(run, report, version, folder)
@@ -89,12 +85,39 @@ def export(run: Run, models: Path, version: str, *, precision: Precision = "fp32
     return target
 
 
+def write_graph(run: Run, file: Path, precision: Precision = "fp32") -> dict[str, Any]:
+    """Write a run's graph, and measure it.
+
+    Args:
+        run: A fitted and evaluated run.
+        file: To write.
+        precision: See `export`.
+
+    Returns:
+        The run's report, with figures of the graph itself under ``export``.
+
+    Raises:
+        RunError: See `export`.
+        ParityError: See `export`.
+    """
+    report = _read_report(run)
+    novelty = NoveltyScore.load(run.folder / NOVELTY_FILE)
+    served = Served(round_to_half(run.load_network()), run.config().input.spec(), novelty).eval()
+    data = run.load_data()
+    parity = _write_graph(served, file, data, precision)
+    answers = _answers(file, data)
+    report["export"] = parity | _judge_export(answers, data, report, precision)
+    report["novelty"] = _judge_novelty(file, answers, run, data, report)
+    return report
+
+
 def _write_graph(served: Served, file: Path, data: Data, precision: Precision) -> dict[str, Any]:
     """Write the graph and say how far it is from the network."""
+    rounded = any(isinstance(module, QuantisedConv) for module in served.modules())
     write_onnx(served, served.spec.size_px, file, half=precision == "fp32")
-    parity = asdict(check_parity(served, file, _parity_cells(data)))
-    if precision == "fp32":
-        return {"precision": precision, "bytes": file.stat().st_size, "parity": parity}
+    parity = asdict(check_parity(served, file, _parity_cells(data), rounded=rounded))
+    if rounded or precision == "fp32":
+        return {"precision": "int8" if rounded else precision, "bytes": file.stat().st_size, "parity": parity}
     cells = calibration_cells(data.inputs, data.split.train)
     quantise(file, file, cells)
     return {

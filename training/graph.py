@@ -18,6 +18,8 @@ from training.module import Normalise
 from training.novelty.score import Novelty
 from training.novelty.stages import StageMeans
 from training.zoo.classifier import Classifier, Values
+from training.zoo.quantised import QuantisedConv
+from training.zoo.rounding import TRANSLATIONS
 
 OUTPUT_NAMES = (LOGITS_NAME, FEATURES_NAME, EVIDENCE_NAME, NOVELTY_NAME)
 
@@ -62,10 +64,13 @@ class Served(nn.Module):
 
 
 def round_to_half(network: Classifier) -> Classifier:
-    """Round every weight and statistic to the nearest float16, kept as float32; in place."""
+    """Round every weight and statistic to the nearest float16, kept as float32; in place. Scales of 8 bits stay."""
+    exact = {
+        id(tensor) for module in network.modules() if isinstance(module, QuantisedConv) for tensor in module.scales()
+    }
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and id(tensor) not in exact:
                 tensor.copy_(tensor.half().float())
     return network
 
@@ -83,6 +88,7 @@ def write_onnx(served: nn.Module, size_px: int, file: Path, *, half: bool = True
             output_names=list(OUTPUT_NAMES),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             dynamo=True,
+            custom_translation_table=TRANSLATIONS,
             optimize=False,
             verbose=False,
         )

@@ -16,6 +16,9 @@ from training.errors import ParityError
 from training.graph import OUTPUT_NAMES, Answers
 
 RELATIVE_TOLERANCE: Final = 1e-4
+# Sums in another order are rounded to another of the 256 values now and then, and the layers after see it.
+ROUNDED_TOLERANCE: Final = 0.1
+_ROUNDED_LABELS: Final = 0.02
 _BATCH: Final = 16
 
 
@@ -57,19 +60,21 @@ def onnx_logits(model: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return onnx_outputs(model, images).logits
 
 
-def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8]) -> Parity:
+def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8], *, rounded: bool = False) -> Parity:
     """Compare a network with its export.
 
     Args:
         network: Takes pictures ``(batch, size, size, 3)``, uint8; in evaluation mode.
         model: The ONNX file.
         images: Pictures to compare on.
+        rounded: Whether the network rounds to 8 bits on its way.
 
     Returns:
         The differences.
 
     Raises:
-        ParityError: A relative difference over 1e-4, or another label for any picture.
+        ParityError: A relative difference over 1e-4, or another label for any picture; of a rounded network, one of
+            logits or novelty over 0.1, or other labels for more than 2 % of the pictures.
     """
     with torch.inference_mode():
         parts = [network(torch.from_numpy(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
@@ -83,15 +88,25 @@ def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8]) -> 
         evidence_difference=float(np.median(_differences(actual.evidence, expected.evidence))),
         novelty_difference=float(np.median(_differences(actual.novelty, expected.novelty))),
     )
+    if not (_agree_rounded(parity) if rounded else _agree(parity)):
+        raise ParityError(f"the exported graph differs from the network: {parity}")
+    return parity
+
+
+def _agree(parity: Parity) -> bool:
     largest = max(
         parity.largest_relative_difference,
         parity.feature_difference,
         parity.evidence_difference,
         parity.novelty_difference,
     )
-    if not largest <= RELATIVE_TOLERANCE or parity.labels_differing:
-        raise ParityError(f"the exported graph differs from the network: {parity}")
-    return parity
+    return largest <= RELATIVE_TOLERANCE and not parity.labels_differing
+
+
+def _agree_rounded(parity: Parity) -> bool:
+    # A single feature may be a rounding step off, which is much where it hardly varies; not so what sums all up.
+    largest = max(parity.largest_relative_difference, parity.novelty_difference)
+    return largest <= ROUNDED_TOLERANCE and parity.labels_differing <= _ROUNDED_LABELS * parity.cells
 
 
 def _differences(

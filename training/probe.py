@@ -22,12 +22,17 @@ from training.data.dataset import Data
 from training.data.labels import ALL
 from training.data.splits import Rows, cut_by_subject
 from training.frozen import pooled_features
+from training.module import Scaled
+from training.quantise import calibration_cells
 from training.run import HeldOut
 from training.tables import SplitConfig
 from training.trainer import prepare
+from training.zoo import Classifier
+from training.zoo.quantised import quantise
 from training.zoo.staged import StatisticsHead
 
 _MOST_ITERATIONS: Final = 1000
+_CALIBRATION_BATCHES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ def probe(config: ProbeRunConfig, index: Path, folder: Path) -> float:
         TrainingError: The data, the start weights or the folder are wrong.
     """
     run, data, network = prepare(config, index, folder)
+    if config.model.quantised:
+        _quantise(network, config, data)
     head = network.head
     assert isinstance(head, StatisticsHead)  # noqa: S101 - the configuration admits no other network
     features = pooled_features(network, config, data, run.cache())
@@ -78,6 +85,13 @@ def probe(config: ProbeRunConfig, index: Path, folder: Path) -> float:
     _put(solve(*examples(features, truth, rows, np.arange(len(rows))), strength=best), head)
     run.save_weights(network.state_dict())
     return losses[best]
+
+
+def _quantise(network: Classifier, config: ProbeRunConfig, data: Data) -> None:
+    """Round the backbone to 8 bits, for the values that it meets on cells of the training part."""
+    module = Scaled(network, config.input.spec()).eval()
+    batches = np.array_split(calibration_cells(data.inputs, data.split.train), _CALIBRATION_BATCHES)
+    quantise(network.backbone, (module(torch.from_numpy(batch)) for batch in batches))
 
 
 def solve(features: NDArray[np.float64], truth: NDArray[np.bool_], *, strength: float) -> Solved:

@@ -6,27 +6,27 @@ order; a few labelled cells of the site put them right (Guo et al. 2017, arXiv:1
 
 import dataclasses
 import hashlib
-import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from app.core.postprocess import softmax
-from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest, Novelty, ReviewBand
+from app.core.spec import MODEL_FILE, REPORT_FILE, Manifest, Novelty, ReviewBand
 from training.calibrate import choose_review_band, fit_temperature
-from training.card import model_card
 from training.data.arrays import load_inputs, targets
 from training.data.index import load_index
 from training.data.labels import ALL, LABELS
 from training.errors import DataError, RunError
 from training.evaluate import WANTED_ACCURACY, WANTED_SENSITIVITY
+from training.folder import read_report, seal, variant_file, write_report
 from training.metrics import figures
 from training.parity import onnx_outputs
-from training.run import classifier_config
 
 _LEAST_CELLS: Final = 50
 _OWN_QUANTILE: Final = 0.99
@@ -53,17 +53,54 @@ def recalibrate(folder: Path, index: Path, version: str) -> Path:
         raise RunError(f"{target} exists; choose another version")
     cells = _labelled(index)
     inputs = load_inputs(cells, index.parent, manifest.preprocessing, index.parent / "cache")
-    said = onnx_outputs(folder / MODEL_FILE, inputs)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".recalibrate-") as scratch:
+        made = Path(scratch) / target.name
+        shutil.copytree(folder, made)
+        fitted = _refit(made, manifest, "", cells, inputs)
+        variants = {}
+        for name, variant in manifest.variants.items():
+            own = _refit(made, manifest, name, cells, inputs)
+            variants[name] = dataclasses.replace(
+                variant, temperature=own.temperature, review=own.band, novelty=own.novelty
+            )
+        renewed = dataclasses.replace(
+            manifest,
+            version=version,
+            temperature=fitted.temperature,
+            review=fitted.band,
+            novelty=fitted.novelty,
+            variants=variants,
+        )
+        seal(made, renewed)
+        made.rename(target)
+    return target
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a site's cells say of a graph."""
+
+    temperature: float
+    band: ReviewBand
+    novelty: Novelty | None
+
+
+def _refit(folder: Path, manifest: Manifest, variant: str, cells: pl.DataFrame, inputs: NDArray[np.uint8]) -> _Fitted:
+    """Fit one graph of a folder to the cells, and renew its report."""
+    graph = manifest.variants[variant].file if variant else MODEL_FILE
+    said = onnx_outputs(folder / graph, inputs)
+    earlier = manifest.in_precision(variant)
     truth = targets(cells) == ALL
     logits = said.logits.astype(np.float64)
     temperature = fit_temperature(logits, targets(cells))
-    before, after = (softmax(logits, one)[:, ALL] for one in (manifest.temperature, temperature))
+    before, after = (softmax(logits, one)[:, ALL] for one in (earlier.temperature, temperature))
     band = choose_review_band(after, truth, WANTED_ACCURACY, WANTED_SENSITIVITY)
-    novelty = manifest.novelty
+    novelty = earlier.novelty
     if novelty is not None:
         own = float(np.quantile(said.novelty, _OWN_QUANTILE))
         novelty = dataclasses.replace(novelty, threshold=max(novelty.threshold, own))
-    report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    file = folder / (variant_file(REPORT_FILE, variant) if variant else REPORT_FILE)
+    report = read_report(file)
     report["recalibration"] = {
         "of": manifest.version,
         "cells": len(cells),
@@ -72,9 +109,8 @@ def recalibrate(folder: Path, index: Path, version: str) -> Path:
         "before": figures(before, truth),
         "after": figures(after, truth),
     }
-    fitted = dataclasses.replace(manifest, version=version, temperature=temperature, review=band, novelty=novelty)
-    _write(folder, target, fitted, _renewed(report, temperature, band, novelty))
-    return target
+    write_report(file, _renewed(report, temperature, band, novelty))
+    return _Fitted(temperature, band, novelty)
 
 
 def _labelled(index: Path) -> pl.DataFrame:
@@ -93,16 +129,3 @@ def _renewed(report: dict[str, Any], temperature: float, band: ReviewBand, novel
     if novelty is not None and "novelty" in report:
         report["novelty"] = report["novelty"] | {"threshold": novelty.threshold}
     return report
-
-
-def _write(folder: Path, target: Path, manifest: Manifest, report: dict[str, Any]) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".recalibrate-") as scratch:
-        made = Path(scratch) / target.name
-        shutil.copytree(folder, made)
-        (made / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        config = classifier_config(manifest.provenance["lineage"][0]["configuration"])
-        card = model_card(config, report, manifest.version, manifest.licence["data"])
-        (made / CARD_FILE).write_text(card, encoding="utf-8")
-        files = {name: hashlib.sha256((made / name).read_bytes()).hexdigest() for name in manifest.files}
-        (made / MANIFEST_FILE).write_text(dataclasses.replace(manifest, files=files).to_json(), encoding="utf-8")
-        made.rename(target)

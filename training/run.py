@@ -16,6 +16,7 @@ from training.data.dataset import Data
 from training.data.splits import Rows
 from training.errors import ConfigError, RunError
 from training.zoo import Classifier, create
+from training.zoo.quantised import lay_out
 
 HELD_OUT_FILE: Final = "held_out.npz"
 # The name of what is no network (`training.floor`).
@@ -134,7 +135,10 @@ class Run:
         """
         if not self.is_finished:
             raise RunError(f"{self.folder} has no {WEIGHTS_FILE}; fit the run to its end first")
-        network = network_of(self.config())
+        config = self.config()
+        network = network_of(config)
+        if config.model.quantised:
+            lay_out(network.backbone)
         network.load_state_dict(load_file(self.folder / WEIGHTS_FILE))
         return network.eval()
 
@@ -176,6 +180,7 @@ def network_of(config: DataConfig) -> Classifier:
             drop_path=config.model.drop_path,
             dropout=config.model.dropout,
             scaling=(config.input.mean, config.input.std),
+            activation=config.model.activation,
         )
     except ValueError as error:
         raise ConfigError(f"model.network: {error}") from error

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Final
 
@@ -17,6 +18,7 @@ from app.cluster.messages import Engines, Order, Results
 from app.core.errors import InferenceError, LeukoscopeError
 from app.inference.deadline import left_s
 from app.inference.registry import ModelRef
+from app.inference.room import Coming
 from app.inference.session import Outputs
 
 _LOG: Final = logging.getLogger(__name__)
@@ -76,8 +78,9 @@ class Outbox:
         self._waiting: deque[_Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
 
-    async def submit(self, image: NDArray[np.uint8]) -> Outputs:
+    async def submit(self, picture: Coming) -> Outputs:
         """Have one picture computed; see `app.inference.runner.Places.submit`."""
+        image = await asyncio.wrap_future(picture) if isinstance(picture, Future) else picture
         future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         self._waiting.append((image, future))
         self._send()

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -95,8 +94,8 @@ class RemoteRunner:
     async def load(self, ref: ModelRef, *, gently: bool) -> LoadedModel:  # noqa: ARG002 - engines know it themselves
         """Have every engine load a model, and prove it from here: through the decoder here and the network."""
         installed = await asyncio.to_thread(self._registry.verified, ref)
-        manifest = installed.manifest
-        assert manifest is not None  # noqa: S101 - `verified` has read it
+        assert installed.manifest is not None  # noqa: S101 - `verified` has read it
+        manifest = installed.manifest.in_precision(self._settings.precision)
         described = await self._engines.load(ref)
         loop = asyncio.get_running_loop()
 
@@ -115,17 +114,12 @@ class RemoteRunner:
         except LeukoscopeError as error:  # they read active.json, too
             _LOG.warning("not all were told that %s serves: %s", ref, error)
 
-    @contextmanager
-    def reserve(self, images: int, sessions: tuple[Session, ...]) -> Iterator[Admission]:
+    def reserve(self, images: int, sessions: tuple[Session, ...]) -> Admission:
         """Admit pictures; they go to the engines as soon as they come."""
         session = sessions[0]
         assert isinstance(session, RemoteSession)  # noqa: S101 - `load` has made it
         outbox = Outbox(session.ref, session.max_batch, self._engines, self._settings.request_timeout_s, self._pace)
-        with self._room.reserve(images, outbox.submit) as admission:
-            try:
-                yield admission
-            finally:
-                outbox.close()
+        return self._room.reserve(images, outbox.submit, outbox.close)
 
     async def drain(self, limit_s: float) -> bool:
         """End what is admitted."""

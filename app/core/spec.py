@@ -138,19 +138,29 @@ class Golden:
 class Variant:
     """The same model in another precision, such as ``fp16`` or ``int8``.
 
+    Rounding moves what a network sees, so a variant may have been calibrated by itself.
+
     Attributes:
         file: Its graph, beside ``model.onnx`` and with the same inputs and outputs.
         logits: Its own answer to the golden picture, one number per label.
         atol: Largest absolute difference of a logit that passes.
         figures: Measured on the same cells as the report's, such as ``weighted_f1``.
+        temperature: Its own; None where the model's holds.
+        review: Its own band; None where the model's holds.
+        novelty: Its own threshold; None where the model's holds.
     """
 
     file: str
     logits: tuple[float, ...]
     atol: float
     figures: dict[str, float]
+    temperature: float | None = None
+    review: ReviewBand | None = None
+    novelty: Novelty | None = None
 
     def __post_init__(self) -> None:
+        own = self.temperature
+        _require(own is None or (_finite(own) and own > 0), "variants: temperature: null or a positive number")
         _require(_finite(*self.logits), "variants: logits: finite numbers")
         _require(_finite(self.atol) and self.atol > 0, "variants: atol: a positive number")
         _require(_finite(*self.figures.values()), "variants: figures: finite numbers")
@@ -211,6 +221,22 @@ class Manifest:
             _require(variant.file in self.files, f"variants.{name}: {variant.file} is not among the files")
             _require(len(variant.logits) == len(self.labels), f"variants.{name}: one logit per label")
 
+    def in_precision(self, precision: str) -> Self:
+        """Return the manifest as it holds for a variant: with its own temperature, review band and novelty.
+
+        Args:
+            precision: Name of a variant; for any other the manifest stays as it is.
+        """
+        variant = self.variants.get(precision)
+        if variant is None:
+            return self
+        return dataclasses.replace(
+            self,
+            temperature=variant.temperature or self.temperature,
+            review=variant.review or self.review,
+            novelty=variant.novelty or self.novelty,
+        )
+
     def to_json(self) -> str:
         """Return the manifest as indented JSON, ending in a line break."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -233,7 +259,7 @@ class Manifest:
                 | {
                     "labels": tuple(raw["labels"]),
                     "preprocessing": _preprocessing(raw["preprocessing"]),
-                    "review": ReviewBand(**_object(ReviewBand, raw["review"], "review")),
+                    "review": _band(raw["review"]),
                     "golden": _golden(raw["golden"]),
                     "variants": {name: _variant(value) for name, value in raw.get("variants", {}).items()},
                     "novelty": _novelty(raw.get("novelty")),
@@ -283,10 +309,15 @@ def _golden(raw: object) -> Golden:
     return Golden(**values | {"logits": tuple(values["logits"])})
 
 
+def _band(raw: object) -> ReviewBand:
+    return ReviewBand(**_object(ReviewBand, raw, "review"))
+
+
 def _novelty(raw: object) -> Novelty | None:
     return None if raw is None else Novelty(**_object(Novelty, raw, "novelty"))
 
 
 def _variant(raw: object) -> Variant:
     values = _object(Variant, raw, "variants")
-    return Variant(**values | {"logits": tuple(values["logits"])})
+    own = {"review": None if values.get("review") is None else _band(values["review"])}
+    return Variant(**values | own | {"logits": tuple(values["logits"]), "novelty": _novelty(values.get("novelty"))})

@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, TypeVarTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.core.errors import InferenceError, LeukoscopeError, NotReadyError
 from app.inference.lanes import Batch, Item, Lane, Lanes
-from app.inference.room import Admission, Room
+from app.inference.room import Admission, Coming, Room
 from app.inference.session import Outputs, Session
 from app.inference.tracing import NoTracer, Tracer
 from app.inference.worker import Streak, Worker
@@ -20,7 +21,10 @@ from app.metrics import Metrics
 
 _JOIN_S: Final = 1.0
 
+_NOT_YET: Final = np.empty(0, dtype=np.uint8)
+
 _Image = NDArray[np.uint8]
+_Arguments = TypeVarTuple("_Arguments")
 
 
 class Batcher:
@@ -54,7 +58,7 @@ class Batcher:
         self._lanes = Lanes(workers, max_wait_ms / 1000)
         self._failures = [Streak()] * workers if one_device else [Streak() for _ in range(workers)]
         self._workers = [
-            Worker(index, self._lanes, self._deliver, metrics, self._tracer, failures)
+            Worker(index, self._lanes, self._deliver, metrics, self._tracer, failures, lambda: self.admitted == 1)
             for index, failures in enumerate(self._failures)
         ]
         self._room = Room(metrics, queue_limit, self.wait_s)
@@ -95,8 +99,7 @@ class Batcher:
         paces = [worker.picture_s for worker in self._workers]
         return min(images, self.admitted) * sum(paces) / len(paces) ** 2
 
-    @contextmanager
-    def reserve(self, images: int, sessions: tuple[Session, ...]) -> Iterator[Admission]:
+    def reserve(self, images: int, sessions: tuple[Session, ...]) -> Admission:
         """Admit pictures before any work is done for them.
 
         Args:
@@ -108,24 +111,38 @@ class Batcher:
             NotReadyError: The service is draining.
         """
         lane = Lane(sessions)
-        with self._room.reserve(images, partial(self.submit, lane)) as admission:
-            try:
-                yield admission
-            finally:
-                self._lanes.discard(lane)
+        return self._room.reserve(images, partial(self.submit, lane), partial(self._lanes.discard, lane))
 
-    async def submit(self, lane: Lane, image: _Image) -> Outputs:
+    async def submit(self, lane: Lane, picture: Coming) -> Outputs:
         """Queue one picture and wait for its end; see `app.inference.runner.Places.submit`."""
         if self._stopped is not None:
             raise NotReadyError(self._stopped)
+        image = _NOT_YET if isinstance(picture, Future) else picture
         item = Item(image, asyncio.get_running_loop().create_future(), time.monotonic(), self._tracer.here())
         self._unanswered.add(item)
-        self._lanes.put(lane, item)
         try:
+            if isinstance(picture, Future):
+                picture.add_done_callback(partial(self._decoded, lane, item))
+            else:
+                self._lanes.put(lane, item)
             return await item.outputs
         finally:
             item.dropped = True  # if it still waits, its caller is gone
             self._unanswered.discard(item)
+            if isinstance(picture, Future):
+                picture.cancel()
+            del item, picture  # a fault that knew them would keep them in memory, for they know the fault
+
+    def _decoded(self, lane: Lane, item: Item, decoding: Future[_Image]) -> None:
+        """Take a picture from the thread that has decoded it: the event loop has nothing to do with it."""
+        if decoding.cancelled() or item.dropped:
+            return
+        fault = decoding.exception()
+        if fault is None:
+            item.image, item.arrived_s = decoding.result(), time.monotonic()
+            self._lanes.put(lane, item)
+        else:
+            self._call_soon(_tell, item, fault)
 
     def run_on(self, worker: int, errand: Callable[[], object]) -> None:
         """Run something on a worker's thread, between two batches, and wait for its end.
@@ -163,9 +180,12 @@ class Batcher:
             failures.note(failed=False)
 
     def _deliver(self, batch: Batch, result: list[Outputs] | LeukoscopeError) -> None:
-        assert self._loop is not None  # noqa: S101 - workers run only after `start`
+        self._call_soon(self._end, batch, result)
+
+    def _call_soon(self, call: Callable[[*_Arguments], None], *arguments: *_Arguments) -> None:
+        assert self._loop is not None  # noqa: S101 - nothing is accepted before `start`
         with suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._end, batch, result)
+            self._loop.call_soon_threadsafe(call, *arguments)
 
     def _end(self, batch: Batch, result: list[Outputs] | LeukoscopeError) -> None:
         if isinstance(result, LeukoscopeError):
@@ -173,13 +193,17 @@ class Batcher:
             return
         for item, row in zip(batch.items, result, strict=True):
             if not np.isfinite(row.logits).all():
-                _fail([item], InferenceError("The model gave no finite number for this picture."))
+                _tell(item, InferenceError("The model gave no finite number for this picture."))
             elif not item.outputs.done():
                 item.outputs.set_result(row)
 
 
+def _tell(item: Item, fault: BaseException) -> None:
+    if not item.outputs.done():
+        item.outputs.set_exception(fault)
+
+
 def _fail(items: "list[Item] | set[Item]", error: LeukoscopeError) -> None:
     for item in list(items):
-        if not item.outputs.done():
-            # One exception object in many tasks would collect the tracebacks of all of them.
-            item.outputs.set_exception(type(error)(str(error)))
+        # One exception object in many tasks would collect the tracebacks of all of them.
+        _tell(item, type(error)(str(error)))

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,17 +107,23 @@ class Classifier:
             NotReadyError: The service is draining.
             DeadlineExceededError: `timeout_s` passed.
         """
-        answers: dict[int, Answer | PictureError] = {}
-        pending = iter(enumerate(pictures))
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         meaning = f"The answer was not there within {timeout_s:g} s."
         with self._runner.reserve(len(pictures), self._model.sessions) as places:
-            try:
-                async with until(deadline_s, meaning), asyncio.TaskGroup() as group:
-                    for _ in range(min(len(pictures), self._in_flight())):
-                        group.create_task(self._work(pending, places, answers))
-            except ExceptionGroup as group_error:
-                raise group_error.exceptions[0] from group_error
+            async with until(deadline_s, meaning):
+                if len(pictures) == 1:  # most requests: no tasks of their own are wanted
+                    return [await self._answer(pictures[0], places)]
+                return await self._answer_all(pictures, places)
+
+    async def _answer_all(self, pictures: Sequence[Picture], places: Places) -> list[Answer | PictureError]:
+        answers: dict[int, Answer | PictureError] = {}
+        pending = iter(enumerate(pictures))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(pictures), self._in_flight())):
+                    group.create_task(self._work(pending, places, answers))
+        except ExceptionGroup as group_error:
+            raise group_error.exceptions[0] from group_error
         return [answers[index] for index in range(len(pictures))]
 
     def _in_flight(self) -> int:
@@ -139,13 +145,10 @@ class Classifier:
 
     async def _answer(self, picture: Picture, places: Places) -> Answer | PictureError:
         try:
-            image = await self._decoded(picture) if isinstance(picture, Upload) else picture
+            outputs = await places.submit(self._decoding(picture) if isinstance(picture, Upload) else picture)
         except ImageError as error:
-            places.release()
             self._metrics.count_rejected(error.reason)
             return error
-        try:
-            outputs = await places.submit(image)
         except (InferenceError, DeviceMemoryError) as error:
             return error
         novelty = None if outputs.novelty is None else float(outputs.novelty)
@@ -153,8 +156,8 @@ class Classifier:
         self._count(prediction)
         return Answer(prediction, outputs)
 
-    async def _decoded(self, upload: Upload) -> NDArray[np.uint8]:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders.pool, self._prepare, upload.data)
+    def _decoding(self, upload: Upload) -> Future[NDArray[np.uint8]]:
+        return self._decoders.pool.submit(self._prepare, upload.data)
 
     def _prepare(self, data: bytes) -> NDArray[np.uint8]:
         with self._metrics.decode_seconds.time():

@@ -23,7 +23,7 @@ class Item:
     """One picture on its way.
 
     Attributes:
-        image: Shape ``(size_px, size_px, 3)``.
+        image: Shape ``(size_px, size_px, 3)``; something else until it is in a lane.
         outputs: Where its end is told; belongs to the event loop.
         arrived_s: When it came, on the monotonic clock.
         place: Of its request in a trace.

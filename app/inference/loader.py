@@ -109,9 +109,8 @@ class Loader:
         sessions = [opened[placement] for placement in self._placements]
         if len({session.provider for session in sessions}) > 1:
             raise ProviderError(f"The GPUs run differently: {[session.provider for session in sessions]}.")
-        return LoadedModel(
-            installed, installed.manifest, tuple(sessions), self._precision(installed.manifest, sessions)
-        )
+        manifest = installed.manifest.in_precision(self._placements[0].precision)
+        return LoadedModel(installed, manifest, tuple(sessions), self._precision(manifest, sessions))
 
     def self_tests(self, model: LoadedModel) -> list[Callable[[], None]]:
         """Return, for each worker, what raises if its session no longer reproduces the golden output."""

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 from app.cpus import usable_cpus
 from app.inference.batcher import Batcher
@@ -89,7 +88,7 @@ class LocalRunner:
     async def adopted(self, ref: ModelRef) -> None:
         """Do nothing: what is loaded is here, and goes when its last user goes."""
 
-    def reserve(self, images: int, sessions: tuple[Session, ...]) -> AbstractContextManager[Admission]:
+    def reserve(self, images: int, sessions: tuple[Session, ...]) -> Admission:
         """Admit pictures to the queue."""
         return self._batcher.reserve(images, sessions)
 

@@ -8,11 +8,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from app.inference.loader import LoadedModel
 from app.inference.registry import ModelRef
+from app.inference.room import Coming
 from app.inference.session import Outputs, Session
 
 Follow = Callable[[ModelRef], Awaitable[None]]
@@ -21,24 +19,22 @@ Follow = Callable[[ModelRef], Awaitable[None]]
 class Places(Protocol):
     """Room for the pictures of one request; each gives its place back when it has ended."""
 
-    async def submit(self, image: NDArray[np.uint8]) -> Outputs:
-        """Have one picture computed and give its place back.
+    async def submit(self, picture: Coming) -> Outputs:
+        """Have one picture computed and give its place back, whether or not it came.
 
         Args:
-            image: Shape ``(size_px, size_px, 3)``, RGB, 0..255.
+            picture: If it is still being decoded and this call is cancelled, the decoding is, too.
 
         Returns:
             What the model says of it, without a batch axis.
 
         Raises:
+            ImageError: The decoding's.
             InferenceError: The model failed on this picture's batch.
             DeviceMemoryError: The device has no memory even for this picture alone.
             NotReadyError: The service stopped first.
             QueueFullError: There is no room after all, where the model is.
         """
-
-    def release(self) -> bool:
-        """Give one place back: this picture will not come. False if all have ended before."""
 
 
 class Admits(Protocol):

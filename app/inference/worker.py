@@ -11,6 +11,7 @@ import numpy as np
 from app.core.errors import DeviceMemoryError, InferenceError, LeukoscopeError
 from app.inference.lanes import Batch, Lanes
 from app.inference.session import Outputs, Session
+from app.inference.shares import SharingSession
 from app.inference.tracing import Tracer
 from app.metrics import Metrics
 
@@ -46,7 +47,14 @@ class Worker:
     """
 
     def __init__(
-        self, index: int, lanes: Lanes, deliver: Deliver, metrics: Metrics, tracer: Tracer, failures: Streak
+        self,
+        index: int,
+        lanes: Lanes,
+        deliver: Deliver,
+        metrics: Metrics,
+        tracer: Tracer,
+        failures: Streak,
+        alone: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make a worker; `start` sets it going.
 
@@ -57,6 +65,7 @@ class Worker:
             metrics: Where waits, batches and times are counted.
             tracer: Who hears of waits, batches and runs.
             failures: Where this worker's device counts its failed batches.
+            alone: Tells whether no more than one picture is on its way.
         """
         self._index = index
         self._lanes = lanes
@@ -64,6 +73,7 @@ class Worker:
         self._metrics = metrics
         self._tracer = tracer
         self._failures = failures
+        self._alone = alone
         self._began_s: float | None = None
         self.picture_s = 0.0
         # A daemon: a run that hangs must not keep the process from ending.
@@ -135,7 +145,8 @@ class Worker:
     def _compute(self, session: Session, images: list[np.ndarray]) -> list[Outputs]:
         try:
             with self._tracer.span("run", parent=self._tracer.here()):
-                outputs = session.run(np.stack(images))
+                run = session.run_alone if isinstance(session, SharingSession) and self._alone() else session.run
+                outputs = run(np.stack(images))
         except DeviceMemoryError:
             if len(images) == 1:
                 raise

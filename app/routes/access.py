@@ -9,7 +9,7 @@ from starlette.requests import Request
 from app.core.errors import ForbiddenError
 from app.recording import Caller
 from app.security.keys import KEY_HEADER, Key
-from app.services import ServicesDep
+from app.services import Services, ServicesDep, services_of
 from app.settings import PREFIX
 
 _API_KEY: Final = APIKeyHeader(name=KEY_HEADER, auto_error=False, description="A key of LEUKOSCOPE_API_KEYS.")
@@ -37,6 +37,19 @@ async def require_client(request: Request, services: ServicesDep, presented: Pre
     """
     if services.keys.clients:
         _admit(request, services.keys.known(presented))
+
+
+async def admit(request: Request) -> Services:
+    """Do as `require_client` for a route that has FastAPI solve no dependencies, and return the services.
+
+    Raises:
+        UnauthenticatedError: No key came, or an unknown one.
+    """
+    services = services_of(request)
+    if services.keys.clients:
+        presented = await presented_key(await _API_KEY(request), await _BEARER(request))
+        await require_client(request, services, presented)
+    return services
 
 
 async def require_admin(request: Request, services: ServicesDep, presented: PresentedKey) -> None:

@@ -1,12 +1,14 @@
 """`X-Request-Timeout`: until when the client wants its answer."""
 
-from contextlib import AbstractAsyncContextManager
-from typing import Annotated
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Annotated, Final
 
 from fastapi import Depends, Header
 from starlette.requests import Request
 
 from app.inference.deadline import until
+
+TIMEOUT_HEADER: Final = "X-Request-Timeout"  # as FastAPI makes it of the parameter's name below, in any case
 
 
 async def _deadline(
@@ -31,5 +33,7 @@ DeadlineDep = Annotated[float | None, Depends(_deadline)]
 
 
 def within(deadline_s: float | None) -> AbstractAsyncContextManager[None]:
-    """Cancel the block at `deadline_s`, on the event loop's clock; see `app.inference.deadline.until`."""
+    """Cancel the block at `deadline_s`, on the event loop's clock, if it is not None; see `until`."""
+    if deadline_s is None:
+        return nullcontext()
     return until(deadline_s, "The answer was not there within X-Request-Timeout.")

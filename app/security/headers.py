@@ -5,7 +5,6 @@ import hashlib
 import re
 from typing import Final
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _CLOSED: Final = "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -13,6 +12,7 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
 ) + _CLOSED
 _HEADERS: Final = {
+    "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",  # for what does not know frame-ancestors
     "Referrer-Policy": "no-referrer",
@@ -20,6 +20,9 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=(), browsing-topics=()",
 }
+_POLICY_NAME: Final = b"content-security-policy"
+# As ASGI wants them: to look for each among the others through Starlette's mapping takes longer than all else here.
+_RAW_HEADERS: Final = tuple((name.lower().encode("ascii"), value.encode("ascii")) for name, value in _HEADERS.items())
 _INLINE_SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -85,8 +88,8 @@ def _digest(script: bytes) -> str:
 
 
 def _set(start: Message, policy: str) -> None:
-    headers = MutableHeaders(scope=start)
-    headers.setdefault("Content-Security-Policy", policy)
-    headers.setdefault("Cache-Control", "no-store")
-    for name, value in _HEADERS.items():
-        headers.setdefault(name, value)
+    headers: list[tuple[bytes, bytes]] = list(start.get("headers", ()))
+    set_already = {name.lower() for name, _ in headers}
+    wanted = ((_POLICY_NAME, policy.encode("ascii")), *_RAW_HEADERS)
+    headers.extend((name, value) for name, value in wanted if name not in set_already)
+    start["headers"] = headers

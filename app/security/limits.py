@@ -40,6 +40,7 @@ class _Body:
         self._window_end_s = 0.0
         self._window_bytes = 0
         self._received = 0
+        self._watching: asyncio.TimerHandle | None = None
 
     async def receive(self) -> Message:
         """Return the next message.
@@ -66,30 +67,46 @@ class _Body:
         if not self._deadline_s:
             self._deadline_s = loop.time() + self._settings.upload_timeout_s
             self._open_window(loop.time())
-        # Not under a timeout: a message that is cancelled while it is read is lost to the next try.
-        reading = asyncio.ensure_future(self._receive())
         try:
-            while not reading.done():
-                self._check_clock(loop.time())
-                await asyncio.wait({reading}, timeout=min(self._deadline_s, self._window_end_s) - loop.time())
+            async with asyncio.timeout(None) as reading:
+                self._watch(reading)
+                message = await self._receive()
+        except TimeoutError:
             self._check_clock(loop.time())
-            return reading.result()
+            raise
         finally:
-            reading.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
+        self._check_clock(loop.time())
+        return message
+
+    def _watch(self, reading: asyncio.Timeout) -> None:
+        """Cut the reading short once it is too slow, and not before: a message that is cut off may be lost."""
+        loop = asyncio.get_running_loop()
+        if self._complaint(loop.time()) is None:
+            self._watching = loop.call_at(min(self._deadline_s, self._window_end_s), self._watch, reading)
+        else:
+            reading.reschedule(loop.time())
 
     def _check_clock(self, now_s: float) -> None:
+        complaint = self._complaint(now_s)
+        if complaint is not None:
+            raise DeadlineExceededError(complaint)
+
+    def _complaint(self, now_s: float) -> str | None:
         """Compare what came in each window with what must come; a fast start buys no slow end."""
         if now_s >= self._deadline_s:
-            raise DeadlineExceededError(f"The request was not read within {self._settings.upload_timeout_s:g} s.")
+            return f"The request was not read within {self._settings.upload_timeout_s:g} s."
         if now_s < self._window_end_s:
-            return
+            return None
         window_s, slowest = self._settings.request_timeout_s, self._settings.min_upload_bytes_per_s
         if self._window_bytes < max(1, slowest * window_s):
-            raise DeadlineExceededError(
+            return (
                 f"Only {self._window_bytes:,} bytes of the request came in {window_s:g} s; "
                 f"expected at least {slowest:,} a second."
             )
         self._open_window(now_s)
+        return None
 
     def _open_window(self, now_s: float) -> None:
         self._window_end_s = now_s + self._settings.request_timeout_s

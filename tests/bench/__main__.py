@@ -81,13 +81,13 @@ def _plan(options: argparse.Namespace) -> Plan:
         environments=None if options.here else options.environments,
         connections=options.connections,
         seconds=options.seconds,
-        pictures=_pictures(options.cells),
+        pictures=pictures_in(options.cells),
         folder=options.out,
         device=options.device,
     )
 
 
-def _pictures(cells: Path | None) -> dict[str, list[bytes]]:
+def pictures_in(cells: Path | None) -> dict[str, list[bytes]]:
     """Encode some cells in each format: real ones, evenly over the folder, or drawn ones."""
     if cells is None:
         images = [draw_cell(("ALL", "HEM")[seed % 2], seed) for seed in range(_CELLS)]

@@ -74,6 +74,11 @@ class Processes:
         """Return the CPU seconds that all of them have used, those that ended included."""
         return sum(_cpu_s(pid) for pid in self._family())
 
+    def main_thread_s(self) -> float:
+        """Return the CPU seconds that the command's first thread has used: in this service the event loop's."""
+        pid = self._popen.pid
+        return int(_read(_PROC / f"{pid}/task/{pid}/schedstat").split()[0]) / 1e9
+
     def rss_bytes(self) -> int:
         """Return the memory of all of them; pages that they share are counted once for each."""
         return sum(_rss_bytes(pid) for pid in self._family())

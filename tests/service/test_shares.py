@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from app.core.errors import InferenceError
 from app.core.spec import MODEL_FILE, Manifest
+from app.inference.batcher import Batcher
 from app.inference.opening import open_session
 from app.inference.providers import CPU_PROVIDER, Placement
 from app.inference.session import OnnxSession, Outputs
 from app.inference.shares import SharingSession
+from app.metrics import Metrics
 from tests.models import NAME, SIZE_PX, VERSION
 from tests.service.harness import assert_alike
 
@@ -141,3 +143,44 @@ def test_what_a_placement_opens(models_dir: Path) -> None:
     called = open_session(folder / MODEL_FILE, manifest, Placement(device="cpu", threads=3, callers=3))
     assert called.max_batch == 4
     assert_alike(called.run(images[:4]), alone.run(images[:4]))
+
+
+def test_a_picture_that_is_known_to_be_alone_gets_all_threads_however_soon_it_comes() -> None:
+    wide, narrow = Recording(), Recording()
+    session = SharingSession(wide, narrow, 2, callers=2)
+    for _ in range(3):
+        session.run_alone(pictures(1))
+    assert (len(wide.runs), narrow.runs) == (3, [])
+
+
+def test_beside_one_that_was_given_up_no_picture_gets_all_threads() -> None:
+    wide, narrow = Recording(threading.Barrier(2)), Recording()
+    session = SharingSession(wide, narrow, 2, callers=2)
+    with ThreadPoolExecutor(1) as caller:
+        run = caller.submit(session.run_alone, pictures(1))
+        while not wide.runs:
+            time.sleep(0.001)
+        session.run_alone(pictures(1))
+        assert len(narrow.runs) == 1
+        assert wide.meet is not None
+        wide.meet.wait(timeout=60)
+        run.result()
+
+
+@pytest.mark.anyio
+async def test_the_batcher_knows_whether_a_picture_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.inference.shares._QUIET_S", 3600)  # all has just ended
+    wide, narrow = Recording(), Recording()
+    session = SharingSession(wide, narrow, 2, callers=2)
+    batcher = Batcher(Metrics(), workers=2, one_device=True, queue_limit=10)
+    batcher.start()
+    try:
+        for _ in range(3):
+            with batcher.reserve(1, (session, session)) as places:
+                await places.submit(pictures(1)[0])
+        assert (len(wide.runs), narrow.runs) == (3, [])
+        with batcher.reserve(2, (session, session)) as places:
+            await places.submit(pictures(1)[0])
+        assert (len(wide.runs), len(narrow.runs)) == (3, 1)
+    finally:
+        await batcher.drain(5)

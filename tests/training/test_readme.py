@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.models import write_models
-from training.card import card_of_folder
 from training.errors import RunError
+from training.folder import card_of_folder
 from training.readme import BEGIN, END, figures_table, renewed
 
 ROOT = Path(__file__).resolve().parent.parent.parent

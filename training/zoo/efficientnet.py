@@ -5,20 +5,24 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from training.zoo.activations import Relu6ToSilu
+from training.tables import Activation
+from training.zoo.activations import LAYERS
 
 
-def efficientnet_backbone(name: str, drop_path: float) -> Any:
+def efficientnet_backbone(name: str, drop_path: float, activation: Activation = "silu") -> Any:
     """Build a timm EfficientNet (Tan & Le 2019, arXiv:1905.11946) without its own head.
 
     Args:
         name: timm's; ``tf_...`` has 'same' padding and the batch-norm epsilon of Keras.
         drop_path: Rate of stochastic depth in the last block; it falls linearly to 0 at the first.
+        activation: Its own is SiLU.
 
     Returns:
-        The backbone with random weights and SiLU activations that can start as ReLU6.
+        The backbone with random weights and activations that can start as ReLU6.
     """
-    return timm.create_model(name, num_classes=0, global_pool="", act_layer=Relu6ToSilu, drop_path_rate=drop_path)
+    return timm.create_model(
+        name, num_classes=0, global_pool="", act_layer=LAYERS[activation], drop_path_rate=drop_path
+    )
 
 
 def stage_features(backbone: Any, images: Tensor) -> list[Tensor]:

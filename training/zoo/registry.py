@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from training.tables import Activation
 from training.zoo.attention import OneTokenHead, SpatialHead
 from training.zoo.classifier import Classifier
 from training.zoo.dense import DenseHead, DensePenaltyHead, FlatHead
@@ -74,6 +75,7 @@ def create(
     drop_path: float = 0.0,
     dropout: float | None = None,
     scaling: Scaling = _RAW,
+    activation: Activation = "silu",
 ) -> Classifier:
     """Build a network with random weights.
 
@@ -85,6 +87,7 @@ def create(
         drop_path: Rate of stochastic depth, where the backbone knows it.
         dropout: In the head; None takes the head's own.
         scaling: Mean and deviation of each colour with which its pictures will be scaled.
+        activation: Of an EfficientNet with SiLU, which can have hard swish instead.
 
     Returns:
         The network; set its weights with `training.zoo.start`.
@@ -97,7 +100,9 @@ def create(
     family = _FAMILIES[name]
     if size_px < family.least_px:
         raise ValueError(f"{name} takes pictures of at least {family.least_px} px, not {size_px}")
-    body = _backbone(backbone or family.backbone, family.silu, drop_path)
+    if activation != "silu" and not family.silu:
+        raise ValueError(f"{name} has no SiLU that {activation} could stand in for")
+    body = _backbone(backbone or family.backbone, family.silu, drop_path, activation)
     if family.stages:
         return StagedClassifier(body, family.stages, scaling, dropout or 0.0)
     shape = {"channels": int(body.num_features)}
@@ -106,11 +111,11 @@ def create(
     return Classifier(body, family.head(**shape, **({} if dropout is None else {"dropout": dropout})))
 
 
-def _backbone(name: str, silu: bool, drop_path: float) -> Any:
+def _backbone(name: str, silu: bool, drop_path: float, activation: Activation) -> Any:
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}")
     if silu:
-        return efficientnet_backbone(name, drop_path)
+        return efficientnet_backbone(name, drop_path, activation)
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     try:
         body: Any = timm.create_model(name, num_classes=0, global_pool="", **options)
