@@ -152,11 +152,11 @@ def floor_command(
     split: Split = None,
 ) -> None:
     """Judge what a cell's area and colours alone tell: the floor that a network must clear."""
-    from training.config import ProbeRunConfig, load_config
-    from training.floor import judge_floor
+    from training.config import load_config
+    from training.floor import FloorConfig, judge_floor
 
     folder = out or default_run("floor", split)
-    report = judge_floor(load_config(config, ProbeRunConfig, split=split), index, folder)
+    report = judge_floor(load_config(config, FloorConfig, split=split), index, folder)
     console.print(f"{folder}: AUROC {report['test']['auroc']:.4f}, weighted F1 {report['test']['weighted_f1']:.4f}")
 
 

@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,7 @@ def run_trainer(
     """
     together = together or processes(devices)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        _hush()
+    with hushed():
         trainer = L.Trainer(
             # The data module deals the cells out to the processes.
             use_distributed_sampler=False,
@@ -126,11 +126,14 @@ def loggers(run: Run, *, mlflow: bool) -> list[Logger]:
     return found
 
 
-def _hush() -> None:
-    """Silence warnings of what is meant, or is Lightning's own business."""
-    # The arrays are in memory: worker processes would only copy them.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # A resumed run writes beside its earlier checkpoints and logs: that is meant.
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    # Lightning's own use of what PyTorch has deprecated.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Silence Lightning's warnings of what is meant, or is its own business."""
+    with warnings.catch_warnings():
+        # The arrays are in memory: worker processes would only copy them.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # A resumed run writes beside its earlier checkpoints and logs: that is meant.
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        # Lightning's own use of what PyTorch has deprecated.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        yield

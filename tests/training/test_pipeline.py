@@ -171,6 +171,8 @@ def test_features_are_taught_and_can_start_a_classifier(drawn_index: Path, tmp_p
     save_file(timm.create_model("tf_efficientnet_lite2").state_dict(), relative)
     unexplained = distil(feature_config(relative), drawn_index, tmp_path / "features", progress=False)
     assert np.isfinite(unexplained)
+    again = distil(feature_config(relative), drawn_index, tmp_path / "features", progress=False)
+    assert again == pytest.approx(unexplained, rel=1e-6)
     file = tmp_path / "features" / "weights.safetensors"
     config = run_config(model={"network": "efficientnet-b3", "start": {"kind": "file", "file": str(file)}})
     run = fit(config, drawn_index, tmp_path / "run", progress=False).run
