@@ -77,7 +77,8 @@ cells for anything else before; and where the AUROC is poor, a temperature does 
 
 
 def _disjoint(config: RunConfig | ProbeRunConfig, split: dict[str, Any]) -> str:
-    chosen = "Epoch, temperature, review band and threshold of novelty were chosen on the validation part."
+    what = "Epoch, temperature" if isinstance(config, RunConfig) and config.fit.keep == "best" else "Temperature"
+    chosen = f"{what}, review band and threshold of novelty were chosen on the validation part."
     if isinstance(config, ProbeRunConfig):
         chosen = (
             "The training and validation parts both taught the last layer; its penalty, the temperature and the review "
@@ -256,9 +257,22 @@ def _recipe(config: RunConfig | ProbeRunConfig) -> str:
             "the cell's own pixels was solved by logistic regression, its penalty chosen by cross-validation over "
             "subjects. The whole configuration is in `manifest.json`."
         )
+    return start + f"{_fitting(config)} The whole configuration is in `manifest.json`."
+
+
+_OPTIMISERS = {"adamw": "AdamW", "adam": "Adam", "adamax": "Adamax", "sgd": "SGD"}
+_CHOICES = {
+    "last": "the last epoch's weights were kept",
+    "notebook": "the epoch was chosen by accuracy on the training part, and from 0.9 on by loss on the validation part",
+    "best": "the epoch was chosen by the cross-entropy on the validation part",
+}
+
+
+def _fitting(config: RunConfig) -> str:
     fit, optimiser = config.fit, config.optimiser
-    return start + (
-        f"At most {fit.epochs} epochs of AdamW (learning rate {optimiser.backbone_lr:g} for the backbone, "
-        f"{optimiser.head_lr:g} for the head), batch {fit.batch_size}, seed {config.seed}; the epoch was chosen by "
-        "the cross-entropy on the validation part. The whole configuration is in `manifest.json`."
+    backbone = "left as it came" if config.model.freeze else f"learning rate {optimiser.backbone_lr:g}"
+    rule = optimiser.schedule if fit.keep == "best" and optimiser.schedule == "notebook" else fit.keep
+    return (
+        f"At most {fit.epochs} epochs of {_OPTIMISERS[optimiser.name]} (backbone: {backbone}; head: learning rate "
+        f"{optimiser.head_lr:g}), batch {fit.batch_size * fit.devices}, seed {config.seed}; {_CHOICES[rule]}."
     )

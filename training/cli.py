@@ -10,6 +10,7 @@ from rich.table import Table
 
 from app.core.active import write_active
 from app.core.errors import LeukoscopeError
+from training.cli_results import results_commands
 from training.data.index import INDEX_FILE, build_index, write_index
 from training.errors import TrainingError
 from training.memory import keep_freed_memory
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(results_commands)
 console = Console(markup=False, highlight=False, soft_wrap=True)
 
 Split = Annotated[
@@ -42,7 +44,6 @@ NewRun = Annotated[
     Path | None,
     typer.Option(help="The run's folder, by default runs/<name>[-<split>]; an interrupted run goes on there."),
 ]
-Runs = Annotated[list[Path], typer.Argument(help="Folders of evaluated runs, or their report files.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, as made by 'fit'.")]
 
 
@@ -52,6 +53,7 @@ def index_command(
     out: Annotated[Path, typer.Option(help="Index file to write.")] = DEFAULT_INDEX,
 ) -> None:
     """Read every cell of DATA and write one table: file, label, subject, fold, size, hashes, groups."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     index = build_index(data, out)
     write_index(index, out)
     counts = Counter(fault.kind for fault in index.faults)
@@ -150,11 +152,11 @@ def floor_command(
     split: Split = None,
 ) -> None:
     """Judge what a cell's area and colours alone tell: the floor that a network must clear."""
-    from training.config import ProbeRunConfig, load_config
-    from training.floor import judge_floor
+    from training.config import load_config
+    from training.floor import FloorConfig, judge_floor
 
     folder = out or default_run("floor", split)
-    report = judge_floor(load_config(config, ProbeRunConfig, split=split), index, folder)
+    report = judge_floor(load_config(config, FloorConfig, split=split), index, folder)
     console.print(f"{folder}: AUROC {report['test']['auroc']:.4f}, weighted F1 {report['test']['weighted_f1']:.4f}")
 
 
@@ -262,49 +264,6 @@ def sheet_command(
     console.print(f"{out}: {cells} cells, each once as it is and {views} times augmented")
 
 
-@app.command("compare")
-def compare_command(runs: Runs) -> None:
-    """Show evaluated runs side by side."""
-    from training.compare import head, read_reports, row
-
-    table = Table(*head())
-    for judged in read_reports(runs):
-        table.add_row(*row(judged))
-    console.print(table)
-
-
-@app.command("results")
-def results_command(
-    runs: Runs, out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("training/RESULTS.md")
-) -> None:
-    """Write the results of evaluated runs, beside what the notebooks published."""
-    from training.compare import read_reports, results_page
-
-    judged = read_reports(runs)
-    out.write_text(results_page(judged), encoding="utf-8")
-    console.print(f"{out}: {len(judged)} runs")
-
-
-@app.command("card")
-def card_command(folder: Annotated[Path, typer.Argument(help="models/<name>/<version>.")]) -> None:
-    """Print a model's card, made anew from its report and configuration."""
-    from training.folder import card_of_folder
-
-    typer.echo(card_of_folder(folder), nl=False)
-
-
-@app.command("figures")
-def figures_command(
-    models: Annotated[Path, typer.Option(help="Folder of all models.")] = Path("models"),
-    readme: Annotated[Path, typer.Option(help="File with the marked place.")] = Path("README.md"),
-) -> None:
-    """Renew the table of figures in README.md from the reports of all installed models."""
-    from training.readme import figures_table, renewed
-
-    readme.write_text(renewed(readme.read_text(encoding="utf-8"), figures_table(models)), encoding="utf-8")
-    console.print(f"{readme}: figures renewed")
-
-
 def default_run(name: str, split: str | None) -> Path:
     """Return a run's folder: the configuration's name, and the split if it is not the configuration's own."""
     return RUNS / (name if split is None else f"{name}-{split.replace(':', '-')}")
@@ -315,7 +274,7 @@ def main() -> None:
     keep_freed_memory()
     try:
         app()
-    except (TrainingError, LeukoscopeError) as error:
+    except (TrainingError, LeukoscopeError, OSError) as error:
         Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
             f"leukoscope-train: {error}", style="red"
         )

@@ -116,6 +116,7 @@ def results_page(runs: list[Judged]) -> str:
         "Weighted F1 over single cells is the metric of the C-NMC challenge.",
         "## Subjects that were not seen in training",
         _markdown(_HEAD, [row(one) for one in honest]) if honest else "No runs yet.",
+        *_absent(runs),
         "## Random splits by image, as the notebooks did",
         "Cells of one subject stand on both sides: these figures show how well a network knows its subjects. They are "
         "here to stand beside the published ones, and beside the same network above.",
@@ -131,6 +132,13 @@ def results_page(runs: list[Judged]) -> str:
         _markdown(("run", "split", "sha256"), [(one.name, *_split(one)) for one in runs]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _absent(runs: list[Judged]) -> list[str]:
+    """Name the runs that judged one of these, and are not among them."""
+    judges = {other["run"]: one.name for one in runs for other in one.report["split"].get("judged_by", ())}
+    absent = [f"{judge} (judged {name})" for judge, name in judges.items() if judge not in {one.name for one in runs}]
+    return [f"Their own reports are not kept here: {', '.join(absent)}."] if absent else []
 
 
 def _tried() -> tuple[str, str]:

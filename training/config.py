@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -197,6 +197,9 @@ class ProbeRunConfig(DataConfig):
 
 AnyConfig = TypeVar("AnyConfig", bound=DataConfig)
 
+# In place of pydantic's own.
+_WORDS: Final = {"extra_forbidden": "there is no such key", "missing": "this key is missing"}
+
 
 def load_config(
     path: Path,
@@ -231,8 +234,8 @@ def load_config(
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path}: {problems}") from error
+        problems = (f"{'.'.join(map(str, e['loc']))}: {_WORDS.get(e['type'], e['msg'])}" for e in error.errors())
+        raise ConfigError(f"{path}: {'; '.join(problems)}") from error
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from training.module import Normalise, step_seed
 from training.optimisers import warmup_then_cosine
 from training.run import CHECKPOINTS
 from training.tables import AugmentConfig
-from training.trainer import prepare, run_trainer
+from training.trainer import hushed, prepare, run_trainer
 from training.zoo import Classifier
 from training.zoo.activations import set_activation_progress
 from training.zoo.efficientnet import stage_features
@@ -129,10 +129,11 @@ def distil(config: FeatureRunConfig, index: Path, folder: Path, *, progress: boo
     run, data, network = prepare(config, index, folder)
     module = FeatureModule(network, config)
     settings = config.distil
+    batches = CellData(data, batch_size=settings.batch_size, seed=config.seed)
     trainer = run_trainer(
         run,
         module,
-        CellData(data, batch_size=settings.batch_size, seed=config.seed),
+        batches,
         callbacks=[ModelCheckpoint(dirpath=folder / CHECKPOINTS, save_last=True, save_on_train_epoch_end=True)],
         progress=progress,
         batch_size=settings.batch_size,
@@ -143,4 +144,7 @@ def distil(config: FeatureRunConfig, index: Path, folder: Path, *, progress: boo
         limit_val_batches=_VALIDATION_BATCHES,
     )
     run.save_weights(module.network.backbone.state_dict())
-    return float(trainer.callback_metrics["val_unexplained"])
+    # The last steps may be less than an epoch, and a finished run that is started again takes none.
+    with hushed():
+        (measured,) = trainer.validate(module, datamodule=batches, verbose=False)
+    return float(measured["val_unexplained"])

@@ -21,7 +21,7 @@ from training.novelty.score import Novelty
 from training.observer import Observer
 from training.page import WorstCell, report_page
 from training.predictions import answers, flagged, logits, probability, read_test, truth
-from training.run import NOVELTY_FILE, PAGE_FILE, PREDICTIONS_FILE, REPORT_FILE, HeldOut, Run
+from training.run import HISTORY_FILE, NOVELTY_FILE, PAGE_FILE, PREDICTIONS_FILE, REPORT_FILE, HeldOut, Run
 
 # Outside the review band, nine answers in ten should be right on validation subjects. More would
 # send nearly all cells to a person, as long as single cells of unseen subjects are this hard.
@@ -77,9 +77,7 @@ def evaluate(
     report |= judge_tables(told, asked, seed=run.config().seed)
     kind = f"-{views}-views" if views > 1 else ""
     _write(run.folder / _with(REPORT_FILE, kind), json.dumps(report, indent=2) + "\n")
-    page = report_page(
-        report, probability(asked), truth(asked), _worst_cells(data, asked), run.folder / "logs" / "metrics.csv"
-    )
+    page = report_page(report, probability(asked), truth(asked), _worst_cells(data, asked), run.folder / HISTORY_FILE)
     _write(run.folder / _with(PAGE_FILE, kind), page)
     pl.concat(parts).write_parquet(run.folder / _with(PREDICTIONS_FILE, kind))
     return report
@@ -129,7 +127,7 @@ def judge_tables(told: pl.DataFrame, asked: pl.DataFrame, seed: int) -> dict[str
 def _describe_run(run: Run, views: int) -> dict[str, Any]:
     """What tables of several runs say of one."""
     config = run.config()
-    log = run.folder / "logs" / "metrics.csv"
+    log = run.folder / HISTORY_FILE
     return {
         "model": config.name,
         "network": config.model.network,

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 from rich.progress import track
 
 from training.config import DataConfig
@@ -24,6 +25,12 @@ from training.run import FLOOR, REPORT_FILE
 _BLACK: Final = 12
 _STRENGTH: Final = 1.0
 _BATCH: Final = 256
+
+
+class FloorConfig(DataConfig):
+    """The configuration of any run, of which split and input are used."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 def area_and_colours(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:

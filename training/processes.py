@@ -1,5 +1,6 @@
 """How many processes train together, and who starts them: Lightning on this machine, torchrun, or Ray Train."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from training.errors import ConfigError
+from training.meeting import meet
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,12 @@ class Processes:
     Attributes:
         settings: For `lightning.Trainer`.
         plugins: For `lightning.Trainer`, beside others.
+        store: Where they meet, if it must be held until they part.
     """
 
     settings: dict[str, Any]
     plugins: list[Any] = field(default_factory=list)
+    store: Any = None
 
 
 def processes(wanted: int) -> Processes:
@@ -32,9 +36,11 @@ def processes(wanted: int) -> Processes:
 
     Raises:
         ConfigError: torchrun has started another number.
+        RunError: Not all processes that torchrun has started have come.
     """
     if TorchElasticEnvironment.detect():
-        return _of_torchrun(wanted, os.environ)
+        found = _of_torchrun(wanted, os.environ)
+        return dataclasses.replace(found, store=meet(os.environ))
     return Processes({"devices": wanted, "strategy": "ddp" if wanted > 1 else "auto"})
 
 

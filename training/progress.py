@@ -1,11 +1,20 @@
-"""The progress bar of a run: epoch, images a second, time left and the newest figures."""
+"""The progress of a run: a bar with epoch, images a second and time left, and a line of figures for each epoch."""
 
-from typing import Any
+from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+# What an epoch's line says of the figures that there are.
+_WORDS: Final = {
+    "train_loss": "loss",
+    "train_accuracy": "accuracy",
+    "val_loss": "validation loss",
+    "val_accuracy": "validation accuracy",
+    "val_auroc": "validation AUROC",
+}
 
 
 class ImageSpeed(ProgressColumn):
@@ -18,7 +27,7 @@ class ImageSpeed(ProgressColumn):
 
 
 class CellProgress(ProgressBar):
-    """One bar for the whole run.
+    """One bar for the whole run, narrow enough for 80 columns; the epochs' figures stay above it.
 
     Args:
         batch_size: Images a step, over all processes.
@@ -34,7 +43,6 @@ class CellProgress(ProgressBar):
             TextColumn("{task.percentage:>3.0f} %"),
             ImageSpeed(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[figures]}"),
         )
 
     def disable(self) -> None:
@@ -48,7 +56,6 @@ class CellProgress(ProgressBar):
             total=int(trainer.estimated_stepping_batches),
             completed=trainer.global_step,
             batch_size=self._batch_size,
-            figures="",
         )
         if self._shown:
             self._progress.start()
@@ -61,9 +68,10 @@ class CellProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002  a hook
         """Show the epoch's figures."""
         metrics = trainer.callback_metrics
-        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auroc")
-        shown = " ".join(f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics)
-        self._progress.update(self._task, figures=shown)
+        shown = ", ".join(f"{words} {float(metrics[name]):.4f}" for name, words in _WORDS.items() if name in metrics)
+        if self._shown and shown:
+            line = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {shown}"
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002  a hook
         """Leave the terminal as it was, also after an error."""

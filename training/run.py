@@ -28,6 +28,7 @@ REPORT_FILE: Final = "report.json"
 PAGE_FILE: Final = "report.html"
 NOVELTY_FILE: Final = "novelty.safetensors"
 CHECKPOINTS: Final = "checkpoints"
+HISTORY_FILE: Final = "logs/metrics.csv"
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ class Run:
     def start(self, config: DataConfig, index: Path) -> None:
         """Make the folder, or check that it belongs to the same configuration and index.
 
+        A folder where nothing was learnt, for its run could not start, may take another configuration.
+
         Raises:
             RunError: The folder belongs to another configuration or index.
         """
         settings = {"config": config.model_dump(mode="json"), "index": str(index.resolve())}
         file = self.folder / CONFIG_FILE
-        if file.exists():
+        if file.exists() and (self.is_finished or any((self.folder / CHECKPOINTS).glob("*.ckpt"))):
             if _read_settings(file, type(config)) != settings:
                 raise RunError(
                     f"{self.folder} belongs to a run with another configuration or index; name another folder"

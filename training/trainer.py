@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from training.config import DataConfig
 from training.data.dataset import Data
+from training.history import History
 from training.processes import Processes, processes
 from training.progress import CellProgress
-from training.run import Run, network_of
+from training.run import HISTORY_FILE, Run, network_of
 from training.zoo import Classifier
 from training.zoo.start import apply_start
 
@@ -88,8 +90,7 @@ def run_trainer(
     """
     together = together or processes(devices)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        _hush()
+    with hushed():
         trainer = L.Trainer(
             # The data module deals the cells out to the processes.
             use_distributed_sampler=False,
@@ -117,7 +118,7 @@ def loggers(run: Run, *, mlflow: bool) -> list[Logger]:
         mlflow: Whether to log to MLflow: where ``MLFLOW_TRACKING_URI`` says, or in the run's folder.
     """
     found: list[Logger] = [
-        CSVLogger(run.folder, name="logs", version="", flush_logs_every_n_steps=10),
+        History(run.folder / HISTORY_FILE, run.last_checkpoint()),
         TensorBoardLogger(run.folder, name="logs", version="tensorboard"),
     ]
     if mlflow:
@@ -125,11 +126,14 @@ def loggers(run: Run, *, mlflow: bool) -> list[Logger]:
     return found
 
 
-def _hush() -> None:
-    """Silence warnings of what is meant, or is Lightning's own business."""
-    # The arrays are in memory: worker processes would only copy them.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # A resumed run writes beside its earlier checkpoints and logs: that is meant.
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    # Lightning's own use of what PyTorch has deprecated.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Silence Lightning's warnings of what is meant, or is its own business."""
+    with warnings.catch_warnings():
+        # The arrays are in memory: worker processes would only copy them.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # A resumed run writes beside its earlier checkpoints and logs: that is meant.
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        # Lightning's own use of what PyTorch has deprecated.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        yield

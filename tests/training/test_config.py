@@ -1,5 +1,6 @@
 """Configurations: the shipped ones load, wrong ones are refused with the name of what is wrong."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.to
 
 
 def kind_of(path: Path) -> type[DataConfig]:
-    text = path.read_text()
-    return FeatureRunConfig if "[distil]" in text else ProbeRunConfig if "[probe]" in text else RunConfig
+    tables = tomllib.loads(path.read_text())
+    if "distil" in tables or "probe" in tables:
+        return FeatureRunConfig if "distil" in tables else ProbeRunConfig
+    return kind_of(path.parent / tables["extends"]) if "extends" in tables else RunConfig
 
 
 def test_there_are_configurations() -> None:

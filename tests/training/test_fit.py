@@ -2,18 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -22,10 +25,12 @@ from training.config import LossConfig, OptimiserConfig
 from training.data.datamodule import EpochSampler
 from training.errors import DataError
 from training.fit import fit
+from training.history import History
 from training.losses import balanced_class_weights, classification_loss
 from training.module import CellModule
 from training.notebook import NotebookRule
 from training.optimisers import build_optimiser, warmup_then_cosine
+from training.progress import CellProgress
 from training.run import Run
 from training.trainer import loggers
 from training.zoo import create
@@ -203,12 +208,30 @@ def test_processes_share_an_epoch_out() -> None:
 
 def test_logs_go_to_csv_tensorboard_and_where_it_is_installed_mlflow(tmp_path: Path) -> None:
     kinds = [type(logger) for logger in loggers(Run(tmp_path), mlflow=False)]
-    assert kinds == [CSVLogger, TensorBoardLogger]
+    assert kinds == [History, TensorBoardLogger]
     if find_spec("mlflow"):
         assert type(loggers(Run(tmp_path), mlflow=True)[-1]) is MLFlowLogger
     else:
         with pytest.raises(ModuleNotFoundError, match="mlflow"):
             loggers(Run(tmp_path), mlflow=True)
+
+
+def test_progress_shows_speed_time_left_and_each_epoch_in_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    trainer: Any = SimpleNamespace(estimated_stepping_batches=100, global_step=0, current_epoch=0, max_epochs=2)
+    trainer.callback_metrics = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_auroc"), 0.5)
+    bar, module = CellProgress(40), torch.nn.Module()
+    bar.on_train_start(trainer, cast("CellModule", module))
+    for step in range(1, 51):
+        trainer.global_step = step
+        bar.on_train_batch_end(trainer)
+    bar.on_train_epoch_end(trainer, cast("CellModule", module))
+    bar.teardown(trainer, cast("CellModule", module), "fit")
+    epoch, *_, last = capsys.readouterr().out.splitlines()
+    assert epoch == "Epoch 1/2: loss 0.5000, accuracy 0.5000, validation loss 0.5000, validation AUROC 0.5000"
+    assert re.search(r"^Epoch 1/2 .* 50 % \d+ images/s \d+:\d\d", last)
 
 
 def start_fit(config: Path, index: Path, out: Path) -> subprocess.Popen[bytes]:
@@ -249,3 +272,13 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_weights(drawn_index: Path
     expected, actual = (load_file(run.folder / "weights.safetensors") for run in (whole, resumed))
     for name, tensor in expected.items():
         torch.testing.assert_close(actual[name], tensor, rtol=0, atol=0, msg=name)
+    # Also of the epochs before the kill; and a finished run that is started again keeps all of it.
+    assert history(resumed) == history(whole)
+    assert len(history(whole)) == settings["epochs"]
+    fit(config, drawn_index, tmp_path / "whole", progress=False)
+    assert history(resumed) == history(whole)
+
+
+def history(run: Run) -> list[tuple[float, ...]]:
+    rows = pl.read_csv(run.folder / "logs" / "metrics.csv").filter(pl.col("val_loss").is_not_null())
+    return rows.select("epoch", "step", "val_loss").rows()

@@ -116,6 +116,16 @@ def test_another_configuration_can_not_go_on_in_the_same_folder(fitted: Run, dra
         fit(run_config(seed=8), drawn_index, fitted.folder, progress=False)
 
 
+def test_a_run_that_could_not_start_leaves_its_folder_to_a_better_configuration(
+    drawn_index: Path, tmp_path: Path
+) -> None:
+    start = {"kind": "file", "file": str(tmp_path / "nowhere.safetensors"), "licence": "ours"}
+    with pytest.raises(ConfigError, match="no start weights"):
+        fit(run_config(model={"network": "efficientnet-lite0", "start": start}), drawn_index, tmp_path, progress=False)
+    better = run_config(fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"})
+    assert fit(better, drawn_index, tmp_path, progress=False).run.config() == better
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_epoch_stays(
     drawn_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +171,8 @@ def test_features_are_taught_and_can_start_a_classifier(drawn_index: Path, tmp_p
     save_file(timm.create_model("tf_efficientnet_lite2").state_dict(), relative)
     unexplained = distil(feature_config(relative), drawn_index, tmp_path / "features", progress=False)
     assert np.isfinite(unexplained)
+    again = distil(feature_config(relative), drawn_index, tmp_path / "features", progress=False)
+    assert again == pytest.approx(unexplained, rel=1e-6)
     file = tmp_path / "features" / "weights.safetensors"
     config = run_config(model={"network": "efficientnet-b3", "start": {"kind": "file", "file": str(file)}})
     run = fit(config, drawn_index, tmp_path / "run", progress=False).run

@@ -4,23 +4,29 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 
 from tests.training.conftest import run_config, write_toml
 from training.config import RunConfig
-from training.errors import ConfigError
+from training.errors import ConfigError, RunError
+from training.meeting import meet
 from training.processes import _of_torchrun
 from training.ray_job import resources
 
 # They start fresh interpreters, which a busy machine makes wait.
 pytestmark = pytest.mark.timeout(900)
-_PATIENCE_S = 800
+_PATIENCE_S = 400
 EPOCHS = 6
 
 
@@ -56,11 +62,15 @@ def torchrun(index: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 def finished(process: subprocess.Popen[bytes], out: Path) -> Path:
+    log = out.with_suffix(".log")
     try:
         status = process.wait(timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"not finished in {_PATIENCE_S} s\n{log.read_text()}")
     finally:
         process.terminate()  # torchrun ends its processes then
-    assert status == 0, out.with_suffix(".log").read_text()
+        process.wait()
+    assert status == 0, log.read_text()
     return out
 
 
@@ -90,7 +100,7 @@ def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(
     together: Path, drawn_index: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    process = torchrun(drawn_index, out, "--max-restarts=5")  # the mesh of a new attempt may meet the old one
+    process = torchrun(drawn_index, out, "--max-restarts=1")
     deadline_s = time.monotonic() + _PATIENCE_S
     while not (out / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None, out.with_suffix(".log").read_text()
@@ -106,6 +116,62 @@ def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(
 
 def children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.fixture
+def kept_by_torchrun() -> Iterator[dict[str, str]]:
+    """The environment that torchrun gives the processes of every attempt, with the store that it keeps."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": "2",
+    }
+    del store
+
+
+def attempt(variables: dict[str, str], late: int) -> list[str]:
+    """Two processes meet and connect, one of them later than the other; return the ports of their stores."""
+    ports: dict[int, str] = {}
+
+    def work(rank: int) -> None:
+        mine = variables | {"RANK": str(rank)}
+        time.sleep(0.3 if rank == late else 0)
+        store = meet(mine)
+        assert store is not None
+        group: Any = ProcessGroupGloo(PrefixStore("group", store), rank, 2, timedelta(seconds=20))
+        total = torch.ones(1)
+        group.allreduce([total]).wait()
+        assert total.item() == 2
+        ports[rank] = mine["MASTER_PORT"]
+        met.wait()
+
+    met = threading.Barrier(2, timeout=30)
+    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return [ports[rank] for rank in range(2)]
+
+
+def test_an_attempt_never_meets_the_one_before(kept_by_torchrun: dict[str, str]) -> None:
+    seen = set()
+    for late in (0, 1, 1, 0, 1):
+        first, second = attempt(kept_by_torchrun, late)
+        assert first == second
+        seen.add(first)
+    assert kept_by_torchrun["MASTER_PORT"] not in seen
+
+
+def test_a_process_that_never_comes_is_named(kept_by_torchrun: dict[str, str]) -> None:
+    with pytest.raises(RunError, match=r"1 of 2 processes have not come in 0\.2 s"):
+        meet(kept_by_torchrun | {"RANK": "0"}, patience_s=0.2)
+
+
+def test_a_store_that_is_new_each_time_is_taken_as_it_is() -> None:
+    assert meet({"TORCHELASTIC_USE_AGENT_STORE": "False"}) is None
 
 
 def test_workers_of_ray_share_the_cluster() -> None:
