@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from app.core import imaging
-from app.core.spec import EVIDENCE_NAME, INPUT_NAME, MODEL_FILE, Preprocessing
+from app.core.parts import Preprocessing
+from app.core.spec import EVIDENCE_NAME, INPUT_NAME, MODEL_FILE
 from app.inference.explain import spread
 from app.inference.loader import LoadedModel
 from app.inference.providers import Placement

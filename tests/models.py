@@ -14,7 +14,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from app.core import imaging
-from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Golden, Manifest, Preprocessing, ReviewBand
+from app.core.parts import Golden, Preprocessing, ReviewBand
+from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest
 from training.data.drawn import draw_cell
 
 NAME = "tiny"

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from app.core.parts import ReviewBand
 from app.core.postprocess import softmax
-from app.core.spec import ReviewBand
 
 _LIMITS: Final = (0.05, 20.0)
 

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from app.core.parts import ReviewBand
 from app.core.postprocess import softmax
-from app.core.spec import ReviewBand
 from training.calibrate import choose_review_band, fit_temperature
 from training.data.datamodule import balanced_weights
 from training.data.dataset import Data

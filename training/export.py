@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.core.imaging import decode, preprocess
+from app.core.parts import Golden, Novelty, Preprocessing, ReviewBand
 from app.core.postprocess import softmax
-from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Golden, Manifest, Novelty, Preprocessing, ReviewBand
+from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Manifest
 from app.core.spec import REPORT_FILE as MODEL_REPORT_FILE
 from training.card import model_card
 from training.config import DataConfig

@@ -12,7 +12,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, NOVELTY_NAME, Preprocessing
+from app.core.parts import Preprocessing
+from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, NOVELTY_NAME
 from training.errors import RunError
 from training.module import Normalise
 from training.novelty.score import Novelty

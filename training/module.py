@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import BinaryAUROC, MulticlassF1Score
 
-from app.core.spec import Preprocessing
+from app.core.parts import Preprocessing
 from training.config import RunConfig
 from training.data.augment import Augment, draw_flips
 from training.data.datamodule import Batch

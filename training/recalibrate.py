@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from app.core.parts import Novelty, ReviewBand
 from app.core.postprocess import softmax
-from app.core.spec import MODEL_FILE, REPORT_FILE, Manifest, Novelty, ReviewBand
+from app.core.spec import MODEL_FILE, REPORT_FILE, Manifest
 from training.calibrate import choose_review_band, fit_temperature
 from training.data.arrays import load_inputs, targets
 from training.data.index import load_index

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.core.spec import Denoise, Preprocessing, Resample
+from app.core.parts import Denoise, Preprocessing, Resample
 
 Share = Annotated[float, Field(ge=0, le=1)]
 # Hard swish (Howard et al. 2019, arXiv:1905.02244) is SiLU in straight lines: with 8 bits it costs next to nothing.

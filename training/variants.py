@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.core.imaging import decode, preprocess
-from app.core.spec import MODEL_FILE, REPORT_FILE, Manifest, Novelty, ReviewBand, Variant
+from app.core.parts import Novelty, ReviewBand, Variant
+from app.core.spec import MODEL_FILE, REPORT_FILE, Manifest
 from training.errors import RunError
 from training.export import lineage, write_graph
 from training.folder import seal, variant_file, write_report

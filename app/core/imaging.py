@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from app.core.errors import ImageError, ImageTooLargeError, UndecodableImageError
-from app.core.spec import Preprocessing
+from app.core.parts import Preprocessing
 
 ACCEPTED_FORMATS: Final = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
 DEFAULT_MAX_PIXELS: Final = 4096 * 4096

@@ -12,8 +12,8 @@ from PIL import Image
 
 from app.core import imaging
 from app.core.errors import NoExplanationError
+from app.core.parts import Preprocessing
 from app.core.postprocess import Prediction
-from app.core.spec import Preprocessing
 from app.inference.classifier import Answer, Upload
 from app.inference.engine import Serving
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from app.core.errors import ImageError, ImageTooLargeError, ManifestError, UndecodableImageError
 from app.core.imaging import decode, preprocess
-from app.core.spec import Preprocessing
+from app.core.parts import Preprocessing
 from training.data.drawn import draw_cell
 
 CELL = draw_cell("ALL", seed=1, side_px=50)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.parts import Novelty, ReviewBand
 from app.core.postprocess import LOW_CONFIDENCE, OUT_OF_DISTRIBUTION, postprocess, softmax
-from app.core.spec import Manifest, Novelty, ReviewBand
+from app.core.spec import Manifest
 from tests.models import NAME, VERSION
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from app.core.errors import ManifestError
-from app.core.spec import Manifest, Novelty
+from app.core.parts import Novelty
+from app.core.spec import Manifest
 from tests.models import NAME, VERSION
 
 

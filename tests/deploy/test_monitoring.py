@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from app.core.spec import ReviewBand
+from app.core.parts import ReviewBand
 from app.routes.metrics import expected_shares
 from tests.deploy.queries import DEPLOY, ROOT, TARGET_LABELS, alert_rules, all_expressions, dashboard_queries, named
 from tests.models import write_models

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from app.core.imaging import crop_box
-from app.core.spec import Preprocessing
+from app.core.parts import Preprocessing
 from app.folder.heatmaps import place
 from app.inference.explain import MAX_SIDE_PX, Style, colour, draw, spread
 from tests.models import NAME, PREPROCESSING, VERSION, build_graph, make_manifest, write_models

@@ -18,7 +18,8 @@ from app.core.errors import (
     ModelNotFoundError,
     ProviderError,
 )
-from app.core.spec import MANIFEST_FILE, MODEL_FILE, Manifest, ReviewBand, Variant
+from app.core.parts import ReviewBand, Variant
+from app.core.spec import MANIFEST_FILE, MODEL_FILE, Manifest
 from app.inference.loader import Errand, best_batch
 from app.inference.providers import CPU_PROVIDER, CUDA_PROVIDER, Placement
 from app.inference.registry import ModelRef

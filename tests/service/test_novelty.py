@@ -12,7 +12,8 @@ from PIL import Image
 
 from app.core import imaging
 from app.core.errors import ModelIntegrityError
-from app.core.spec import MODEL_FILE, Manifest, Novelty
+from app.core.parts import Novelty
+from app.core.spec import MODEL_FILE, Manifest
 from app.inference.openvino import OpenVinoSession
 from app.inference.providers import Placement
 from app.inference.session import OnnxSession, Outputs, Session

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.core.spec import Preprocessing
+from app.core.parts import Preprocessing
 from tests.training.conftest import run_config
 from training.data.dataset import Data
 from training.data.drawn import draw_cell

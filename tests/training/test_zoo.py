@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from app.core.spec import Preprocessing
+from app.core.parts import Preprocessing
 from tests.training.conftest import some_novelty
 from training.graph import Served, round_to_half, write_onnx
 from training.module import looking_device

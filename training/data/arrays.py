@@ -17,7 +17,7 @@ from rich.progress import track
 
 from app.core.errors import ImageError
 from app.core.imaging import decode, preprocess
-from app.core.spec import Preprocessing
+from app.core.parts import Preprocessing
 from training.data.labels import LABELS
 from training.errors import DataError
 

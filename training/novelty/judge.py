@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from app.core.spec import Preprocessing
+from app.core.parts import Preprocessing
 from training.data.arrays import read_pictures
 from training.data.dataset import Data
 from training.data.splits import Rows

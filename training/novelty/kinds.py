@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.core.imaging import preprocess
-from app.core.spec import Preprocessing
+from app.core.parts import Preprocessing
 from training.novelty import composed, patterns, photographs
 from training.novelty.composed import Cells, Rng
 from training.novelty.photographs import photograph
