@@ -1,12 +1,12 @@
 """The figures of the shipped models in README.md: generated from their reports, never typed."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Final
 
 from app.core.spec import REPORT_FILE, Manifest
 from training.errors import RunError
+from training.folder import read_report, variant_file
 
 BEGIN: Final = "<!-- figures: made by leukoscope-train figures -->"
 END: Final = "<!-- end of figures -->"
@@ -17,7 +17,7 @@ _HEAD: Final = (
 
 
 def figures_table(models: Path) -> str:
-    """Return a Markdown table with a row for each installed model, 95 % intervals over subjects in brackets.
+    """Return a Markdown table of all installed models and their variants, 95 % intervals over subjects in brackets.
 
     Args:
         models: Folder of all models.
@@ -26,7 +26,8 @@ def figures_table(models: Path) -> str:
         RunError: There is none.
         ManifestError: A manifest can't be read.
     """
-    rows = [_row(folder.parent) for folder in sorted(models.glob(f"*/*/{REPORT_FILE}"))]
+    folders = [report.parent for report in sorted(models.glob(f"*/*/{REPORT_FILE}"))]
+    rows = [_row(folder, variant) for folder in folders for variant in ("", *Manifest.load(folder).variants)]
     if not rows:
         raise RunError(f"{models} holds no model with a report")
     return "\n".join([*_HEAD, *rows])
@@ -44,15 +45,16 @@ def renewed(readme: str, table: str) -> str:
     return pattern.sub(lambda _: f"{BEGIN}\n{table}\n{END}", readme)
 
 
-def _row(folder: Path) -> str:
+def _row(folder: Path, variant: str) -> str:
     manifest = Manifest.load(folder)
-    report: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    report = read_report(folder / (variant_file(REPORT_FILE, variant) if variant else REPORT_FILE))
     test = report["test"]
     subjects = sum(
         counts["subjects"] for counts in report["split"]["parts"]["test"].values() if isinstance(counts, dict)
     )
     cells = [
-        f"[`{manifest.name}` {manifest.version}](models/{manifest.name}/{manifest.version}/MODEL_CARD.md)",
+        f"[`{manifest.name}` {manifest.version}](models/{manifest.name}/{manifest.version}/MODEL_CARD.md)"
+        + (f", `{variant}`" if variant else ""),
         f"{test['cells']:,} cells of {subjects} subjects; {_how(report['split'])}",
         *(_with_interval(test, name) for name in ("weighted_f1", "auroc", "sensitivity", "specificity")),
         f"{test['ece']:.3f}",
