@@ -1,7 +1,8 @@
 """Keep freed memory for the next tensor, where glibc would hand it back to the system at once.
 
 Feature maps are many megabytes, and glibc's allocator maps each of them anew: the kernel then clears their
-pages again and again, which took a third of the time of a training step on two cores.
+pages again and again. Two elementwise operations on 16 maps of 144 x 112 x 112 took 0.13 s of CPU, four fifths of
+it in the kernel, and take 0.03 s with this.
 """
 
 import ctypes
