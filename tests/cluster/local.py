@@ -45,6 +45,8 @@ def nodes(**head: Any) -> Cluster:
         "temp_dir": tempfile.mkdtemp(prefix="ray-"),  # short, for the paths of sockets
         **head,
     }
+    # Ray's own folder, where it notes the cluster's address though the rest goes elsewhere; on a new machine it is missing.
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     return Cluster(initialize_head=True, head_node_args=arguments)
 
 
