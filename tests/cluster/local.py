@@ -45,7 +45,7 @@ def nodes(**head: Any) -> Cluster:
         "temp_dir": tempfile.mkdtemp(prefix="ray-"),  # short, for the paths of sockets
         **head,
     }
-    # Ray's own folder, where it notes the cluster's address though the rest goes elsewhere; on a new machine it is missing.
+    # Where Ray notes the cluster's address, though all else goes elsewhere; on a new machine it is missing.
     Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     return Cluster(initialize_head=True, head_node_args=arguments)
 
