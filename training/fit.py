@@ -24,7 +24,7 @@ from training.losses import balanced_class_weights
 from training.module import CellModule
 from training.notebook import NotebookSchedule
 from training.processes import Processes
-from training.run import CHECKPOINTS, Run
+from training.run import CHECKPOINTS, Run, read_checkpoint
 from training.trainer import prepare, run_trainer
 
 _BEST: Final = "best"
@@ -105,7 +105,7 @@ def _epochs(run: Run, config: RunConfig) -> int:
     last = run.last_checkpoint()
     if last is None or not run.is_finished:
         return config.fit.epochs
-    return int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1
+    return int(read_checkpoint(last)["epoch"]) + 1
 
 
 def _check_size(data: Data, config: RunConfig) -> None:
@@ -145,6 +145,6 @@ def _callbacks(config: RunConfig, folder: Path) -> list[Callback]:
 
 def _network_state(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Take the network's weights (the averaged ones, where there are) out of a checkpoint."""
-    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state: dict[str, Any] = read_checkpoint(checkpoint)["state_dict"]
     prefix = "network."
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

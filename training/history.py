@@ -5,9 +5,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from training.run import read_checkpoint
 
 
 class History(Logger):
@@ -55,7 +56,7 @@ class History(Logger):
 def _rows_before(checkpoint: Path | None, file: Path) -> list[dict[str, Any]]:
     if checkpoint is None or not file.is_file():
         return []
-    steps = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    steps = read_checkpoint(checkpoint)["global_step"]
     with file.open(encoding="utf-8", newline="") as opened:
         rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(opened)]
     return [row for row in rows if int(row["step"]) < steps]

@@ -4,10 +4,13 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -131,7 +134,7 @@ class Run:
         """Return the run's network with its best weights, in evaluation mode.
 
         Raises:
-            RunError: The run has not been fitted.
+            RunError: The run has not been fitted, or its weights are damaged.
         """
         if not self.is_finished:
             raise RunError(f"{self.folder} has no {WEIGHTS_FILE}; fit the run to its end first")
@@ -139,11 +142,27 @@ class Run:
         network = network_of(config)
         if config.model.quantised:
             lay_out(network.backbone)
-        network.load_state_dict(load_file(self.folder / WEIGHTS_FILE))
+        try:
+            network.load_state_dict(load_file(self.folder / WEIGHTS_FILE))
+        except SafetensorError as error:
+            raise RunError(f"{self.folder / WEIGHTS_FILE} is damaged ({error}); make the run anew") from error
         return network.eval()
 
     def _settings(self) -> dict[str, Any]:
         return _read_settings(self.folder / CONFIG_FILE)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Return what Lightning has stored, its tensors still in the file.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    try:
+        stored: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise RunError(f"{file} is damaged; remove it, and the run begins anew") from error
+    return stored
 
 
 def classifier_config(tables: dict[str, Any]) -> RunConfig | ProbeRunConfig:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from tests.training.conftest import run_config, write_toml
 from training.config import LossConfig, OptimiserConfig
 from training.data.datamodule import EpochSampler
-from training.errors import DataError
+from training.errors import DataError, RunError
 from training.fit import fit
 from training.history import History
 from training.losses import balanced_class_weights, classification_loss
@@ -277,6 +277,18 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_weights(drawn_index: Path
     assert len(history(whole)) == settings["epochs"]
     fit(config, drawn_index, tmp_path / "whole", progress=False)
     assert history(resumed) == history(whole)
+
+
+@pytest.mark.parametrize("left", [0, 1000])
+def test_damaged_files_of_a_run_are_named(left: int, drawn_index: Path, tmp_path: Path) -> None:
+    config = run_config(model=LITE, fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"})
+    run = fit(config, drawn_index, tmp_path, progress=False).run
+    for file in (run.folder / "weights.safetensors", run.folder / "checkpoints" / "last.ckpt"):
+        file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(RunError, match=r"weights\.safetensors is damaged"):
+        run.load_network()
+    with pytest.raises(RunError, match=r"last\.ckpt is damaged; remove it"):
+        fit(config, drawn_index, tmp_path, progress=False)
 
 
 def history(run: Run) -> list[tuple[float, ...]]:
