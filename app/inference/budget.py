@@ -49,9 +49,9 @@ class ByteBudget:
             wait_s: Estimates when there will be room.
         """
         self._limit = limit
+        self._metrics = metrics
         self._wait_s = wait_s
         self._held = 0
-        metrics.queue_bytes.set_function(lambda: self._held)
         metrics.queue_limit_bytes.set(limit)
 
     @contextmanager
@@ -74,3 +74,4 @@ class ByteBudget:
     def change(self, size: int) -> None:
         """Count bytes as held, or no longer if `size` is negative."""
         self._held += size
+        self._metrics.queue_bytes.set(self._held)

@@ -44,7 +44,6 @@ class Room:
         self._empty.set()
         self.admitted = 0
         metrics.queue_limit.set(limit)
-        metrics.queue_depth.set_function(lambda: self.admitted)
 
     def reserve(self, images: int, compute: Compute, leave: Callable[[], None]) -> "Admission":
         """Admit pictures before any work is done for them; see `app.inference.runner.Admits.reserve`.
@@ -83,6 +82,7 @@ class Room:
     def give_back(self, places: int) -> None:
         """Count places as free again; negative to take them."""
         self.admitted -= places
+        self._metrics.queue_depth.set(self.admitted)
         if self.admitted:
             self._empty.clear()
         else:
