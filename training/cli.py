@@ -231,6 +231,18 @@ def add_variant_command(
     console.print(f"{add_variant(folder, Run(run), precision, version or next_version(folder.parent))}: written")
 
 
+@app.command("unpack")
+def unpack_command(
+    folder: Annotated[Path, typer.Argument(help="models/<name>/<version>.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, such as runs/<name>-<version>.")],
+    precision: Annotated[str | None, typer.Option(help="A variant of the model, such as int8.")] = None,
+) -> None:
+    """Take the weights out of an exported model, for --start: to teach its last layer anew without other files."""
+    from training.unpack import unpack
+
+    console.print(f"{unpack(folder, out, precision)}: written")
+
+
 @app.command("recalibrate")
 def recalibrate_command(
     folder: Annotated[Path, typer.Argument(help="models/<name>/<version>.")],

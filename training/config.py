@@ -150,6 +150,12 @@ class ProbeConfig(Table):
     strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (5e-4, 1e-3, 2e-3, 5e-3)
 
 
+def _refuse_windows(given: InputConfig) -> None:
+    """Training batches are pictures of one size."""
+    if given.windows is not None:
+        raise ValueError("input.windows is for a probe, which looks at each picture once")
+
+
 class FeatureRunConfig(DataConfig):
     """A run that teaches features."""
 
@@ -161,6 +167,7 @@ class FeatureRunConfig(DataConfig):
             raise ValueError("features are taught to a grown network: model.start.kind must be 'grown'")
         if self.distil.crop_px > self.input.size_px:
             raise ValueError("distil.crop_px is larger than input.size_px")
+        _refuse_windows(self.input)
         return self
 
 
@@ -176,6 +183,7 @@ class RunConfig(DataConfig):
     def _not_quantised(self) -> Self:
         if self.model.quantised:
             raise ValueError("model.quantised is for a probe; a fitted network gets 8 bits with 'export --precision'")
+        _refuse_windows(self.input)
         return self
 
 

@@ -25,15 +25,15 @@ from training.data.dataset import Data
 from training.data.drawn import draw_cell
 from training.data.labels import ALL, LABELS
 from training.errors import ParityError, RunError
-from training.folder import write_report
+from training.folder import read_report, write_report
 from training.graph import Answers, Served, round_to_half, write_onnx
 from training.metrics import figures
 from training.novelty.judge import describe_flagged, draw_pictures, judge
 from training.novelty.score import Novelty as NoveltyScore
 from training.parity import check_parity, onnx_logits, onnx_outputs
 from training.quantise import calibration_cells, quantise
-from training.run import NOVELTY_FILE, REPORT_FILE, Run
-from training.zoo.quantised import QuantisedConv
+from training.run import NOVELTY_FILE, REPORT_FILE, SOURCE_FILE, Run
+from training.zoo.quantised import is_quantised
 
 Precision = Literal["fp32", "int8"]
 
@@ -106,7 +106,7 @@ def write_graph(run: Run, file: Path, precision: Precision = "fp32") -> dict[str
     served = Served(round_to_half(run.load_network()), run.config().input.spec(), novelty).eval()
     data = run.load_data()
     parity = _write_graph(served, file, data, precision)
-    answers = _answers(file, data)
+    answers = _answers(file, data, served.spec)
     report["export"] = parity | _judge_export(answers, data, report, precision)
     report["novelty"] = _judge_novelty(file, answers, run, data, report)
     return report
@@ -114,13 +114,13 @@ def write_graph(run: Run, file: Path, precision: Precision = "fp32") -> dict[str
 
 def _write_graph(served: Served, file: Path, data: Data, precision: Precision) -> dict[str, Any]:
     """Write the graph and say how far it is from the network."""
-    rounded = any(isinstance(module, QuantisedConv) for module in served.modules())
-    write_onnx(served, served.spec.size_px, file, half=precision == "fp32")
-    parity = asdict(check_parity(served, file, _parity_cells(data), rounded=rounded))
+    rounded = is_quantised(served)
+    write_onnx(served, served.spec, file, half=precision == "fp32")
+    parity = asdict(check_parity(served, file, _parity_cells(data), served.spec, rounded=rounded))
     if rounded or precision == "fp32":
         return {"precision": "int8" if rounded else precision, "bytes": file.stat().st_size, "parity": parity}
     cells = calibration_cells(data.inputs, data.split.train)
-    quantise(file, file, cells)
+    quantise(file, file, cells, served.spec)
     return {
         "precision": precision,
         "bytes": file.stat().st_size,
@@ -129,10 +129,10 @@ def _write_graph(served: Served, file: Path, data: Data, precision: Precision) -
     }
 
 
-def _answers(file: Path, data: Data) -> dict[str, Answers[NDArray[np.float32]]]:
+def _answers(file: Path, data: Data, spec: Preprocessing) -> dict[str, Answers[NDArray[np.float32]]]:
     """What the graph that will be served says of validation and, where there are any, test cells."""
     parts = {"validation": data.split.validation, "test": data.split.test}
-    return {part: onnx_outputs(file, data.inputs[rows]) for part, rows in parts.items() if len(rows)}
+    return {part: onnx_outputs(file, data.inputs[rows], spec) for part, rows in parts.items() if len(rows)}
 
 
 def _judge_novelty(
@@ -140,8 +140,9 @@ def _judge_novelty(
 ) -> dict[str, Any]:
     """Choose the threshold anew for the graph that will be served: rounding and 8 bits move its scores a little."""
     count = report["novelty"]["kinds"][0]["pictures"]
-    drawn = draw_pictures(data, run.index().parent, run.config().input.spec(), count)
-    of_pictures = {kind: onnx_outputs(file, images).novelty for kind, images in drawn.items()}
+    spec = run.config().input.spec()
+    drawn = draw_pictures(data, run.index().parent, spec, count)
+    of_pictures = {kind: onnx_outputs(file, images, spec).novelty for kind, images in drawn.items()}
     judged = judge(answers["validation"].novelty, of_pictures)
     if "test" in answers:
         return describe_flagged(judged, answers["test"].novelty > judged["threshold"], data.subjects[data.split.test])
@@ -195,7 +196,7 @@ def _manifest(run: Run, report: dict[str, Any], version: str, folder: Path) -> M
 
 
 def lineage(config: DataConfig) -> list[dict[str, Any]]:
-    """Return a run's configuration and its start file's hash, then those of the run that made that file.
+    """Return a run's configuration and its start file's hash, then those of the run or model that file is of.
 
     Raises:
         RunError: A start file is no longer there.
@@ -207,6 +208,11 @@ def lineage(config: DataConfig) -> list[dict[str, Any]]:
     if not file.is_file():
         raise RunError(f"{file}: the start weights are gone; the manifest names them by their hash")
     entry["start_file_sha256"] = _sha256(file)
+    source = file.parent / SOURCE_FILE
+    if source.is_file():
+        taken = read_report(source)
+        earlier_model = {name: taken[name] for name in ("model", "file", "sha256")}
+        return [entry, {"taken_from": earlier_model}, *taken["lineage"]]
     earlier = Run(file.parent).feature_config()
     return [entry, *(lineage(earlier) if earlier else [])]
 
@@ -216,7 +222,7 @@ def golden(model: Path, spec: Preprocessing) -> Golden:
     buffer = io.BytesIO()
     draw_cell("ALL", _GOLDEN_SEED).save(buffer, format="PNG", optimize=True)
     pixels = preprocess(decode(buffer.getvalue()), spec)
-    logits = onnx_logits(model, pixels[None])[0]
+    logits = onnx_logits(model, pixels[None], spec)[0]
     return Golden(
         image_png=base64.b64encode(buffer.getvalue()).decode("ascii"),
         input_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
+from app.core.parts import Preprocessing
+from app.core.windows import see_windows
 from training.config import ProbeRunConfig, RunConfig
 from training.data.augment import flipped
 from training.data.dataset import Data
@@ -42,12 +44,13 @@ def pooled_features(
     variants = 1 if not config.augment.flip else 2 if config.augment.flip_axes == "horizontal" else 4
     file = cache / f"pooled-{_key(network, config, data)}-{variants}.npy"
     if not file.exists():
-        module = Scaled(network, config.input.spec())
+        spec = config.input.spec()
+        module = Scaled(network, spec)
         device = looking_device()
         # Several processes of one run may compute it at the same time.
         part = file.with_suffix(f".part{os.getpid()}")
         with part.open("wb") as opened:
-            np.save(opened, _compute(module.to(device).eval(), data, variants, device))
+            np.save(opened, _compute(module.to(device).eval(), data, spec, variants, device))
         part.replace(file)
         module.cpu().train()
     features: NDArray[np.float32] = np.load(file)
@@ -55,18 +58,26 @@ def pooled_features(
 
 
 @torch.no_grad()
-def _compute(module: Scaled, data: Data, variants: int, device: torch.device) -> NDArray[np.float32]:
-    parts = []
+def _compute(
+    module: Scaled, data: Data, spec: Preprocessing, variants: int, device: torch.device
+) -> NDArray[np.float32]:
+    parts: list[NDArray[np.float32]] = []
     batch = BATCH[device.type]
     for start in track(range(0, len(data.inputs), batch), "Computing features"):
-        images = torch.from_numpy(np.array(data.inputs[start : start + batch])).to(device)
-        views = []
-        for variant in range(variants):
-            numbers = torch.full((len(images),), variant, device=device)
-            view = flipped(images.permute(0, 3, 1, 2), numbers).permute(0, 2, 3, 1)
-            views.append(module.pooled_features(view).cpu().numpy())
-        parts.append(np.stack(views, axis=1))
+        images = np.array(data.inputs[start : start + batch])
+        parts += see_windows(images, spec, lambda patch: [_see(module, patch.pixels, variants, device)])
     return np.concatenate(parts)
+
+
+def _see(module: Scaled, pictures: NDArray[np.uint8], variants: int, device: torch.device) -> NDArray[np.float32]:
+    """Pooled features of pictures of one size, shape ``(pictures, variants, width)``."""
+    images = torch.from_numpy(pictures).to(device)
+    views = []
+    for variant in range(variants):
+        numbers = torch.full((len(images),), variant, device=device)
+        view = flipped(images.permute(0, 3, 1, 2), numbers).permute(0, 2, 3, 1)
+        views.append(module.pooled_features(view).cpu().numpy())
+    return np.stack(views, axis=1)
 
 
 def _key(network: Classifier, config: RunConfig | ProbeRunConfig, data: Data) -> str:

@@ -1,8 +1,9 @@
 """The graph that is served: a network with its scaling, written to ONNX with float16-stored weights."""
 
+import copy
 import warnings
 from pathlib import Path
-from typing import Generic, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from training.module import Normalise
 from training.novelty.score import Novelty
 from training.novelty.stages import StageMeans
 from training.zoo.classifier import Classifier, Values
+from training.zoo.padding import fix_padding
 from training.zoo.quantised import QuantisedConv
 from training.zoo.rounding import TRANSLATIONS
 
@@ -76,9 +78,19 @@ def round_to_half(network: Classifier) -> Classifier:
     return network
 
 
-def write_onnx(served: nn.Module, size_px: int, file: Path, *, half: bool = True) -> None:
-    """Export to ONNX with a dynamic batch axis and, unless told otherwise, float16-stored weights."""
-    example = torch.zeros((2, size_px, size_px, 3), dtype=torch.uint8)
+def write_onnx(served: nn.Module, spec: Preprocessing, file: Path, *, half: bool = True) -> None:
+    """Export to ONNX with a dynamic batch axis and, unless told otherwise, float16-stored weights.
+
+    Where the preprocessing has windows, height and width are dynamic too.
+    """
+    example = torch.zeros((2, spec.size_px, spec.size_px, 3), dtype=torch.uint8)
+    axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if spec.windows is not None:
+        served = copy.deepcopy(served)
+        fix_padding(served)
+        step = spec.windows.step_px
+        # Two names, for one would demand squares of what looks at each axis by itself.
+        axes |= {1 + axis: step * torch.export.Dim(name, min=1) for axis, name in enumerate(("rows", "columns"))}
     with warnings.catch_warnings():
         # The exporter warns of its own dependencies' deprecations.
         warnings.simplefilter("ignore")
@@ -87,7 +99,7 @@ def write_onnx(served: nn.Module, size_px: int, file: Path, *, half: bool = True
             (example,),
             input_names=[INPUT_NAME],
             output_names=list(OUTPUT_NAMES),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=(axes,),
             dynamo=True,
             custom_translation_table=TRANSLATIONS,
             optimize=False,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
+from app.core.windows import see_windows
 from training.data.splits import Rows
 from training.module import BATCH, Scaled, looking_device
 from training.novelty.stages import StageMeans
@@ -41,7 +42,8 @@ class Observer:
         self._device = looking_device()
         network = run.load_network().to(memory_format=torch.channels_last)
         self._stages = StageMeans(network.backbone)
-        self._module = Scaled(network, run.config().input.spec()).eval().to(self._device)
+        self._spec = run.config().input.spec()
+        self._module = Scaled(network, self._spec).eval().to(self._device)
 
     @torch.inference_mode()
     def see(self, inputs: NDArray[Any], rows: Rows | None = None, *, views: int = 1) -> Seen:
@@ -57,11 +59,18 @@ class Observer:
         logits: list[NDArray[np.float64]] = []
         vectors: list[NDArray[np.float32]] = []
         for start in track(range(0, len(rows), batch), "Looking at pictures"):
-            images = torch.from_numpy(np.array(inputs[rows[start : start + batch]])).to(self._device)
-            seen = [(self._module(view), self._stages.take()) for view in seen_from(images, views)]
-            logits.append(torch.stack([said for said, _ in seen]).mean(dim=0).cpu().numpy().astype(np.float64))
-            vectors.append(seen[0][1].cpu().numpy())
+            images = np.array(inputs[rows[start : start + batch]])
+            said, seen = see_windows(images, self._spec, lambda patch: self._look(patch.pixels, views))
+            logits.append(said)
+            vectors.append(seen)
         return Seen(np.concatenate(logits), np.concatenate(vectors))
+
+    def _look(self, pictures: NDArray[np.uint8], views: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Logits, and means of the stages, of pictures of one size."""
+        images = torch.from_numpy(pictures).to(self._device)
+        seen = [(self._module(view), self._stages.take()) for view in seen_from(images, views)]
+        logits = torch.stack([said for said, _ in seen]).mean(dim=0)
+        return logits.cpu().numpy().astype(np.float64), seen[0][1].cpu().numpy()
 
 
 def seen_from(images: Tensor, views: int) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """Does the exported graph compute what the network does? PyTorch against ONNX Runtime."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import nn
 
+from app.core.parts import Preprocessing
 from app.core.spec import INPUT_NAME
+from app.core.windows import Patch, put_back, see_windows
 from training.errors import ParityError
 from training.graph import OUTPUT_NAMES, Answers
 
@@ -45,28 +48,41 @@ class Parity:
     novelty_difference: float
 
 
-def onnx_outputs(model: Path, images: NDArray[np.uint8]) -> Answers[NDArray[np.float32]]:
-    """Run an exported graph on the CPU, on pictures ``(batch, size, size, 3)``."""
+def onnx_outputs(model: Path, images: NDArray[np.uint8], spec: Preprocessing) -> Answers[NDArray[np.float32]]:
+    """Run an exported graph on the CPU, on pictures ``(batch, size, size, 3)``, each in its window."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    parts = [
-        session.run(OUTPUT_NAMES, {INPUT_NAME: images[start : start + _BATCH]})
-        for start in track(range(0, len(images), _BATCH), "Running the graph")
-    ]
+    return _ask(images, spec, lambda pictures: Answers(*session.run(OUTPUT_NAMES, {INPUT_NAME: pictures})))
+
+
+def onnx_logits(model: Path, images: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
+    """Run an exported graph on the CPU; pictures ``(batch, size, size, 3)`` to logits ``(batch, 2)``."""
+    return onnx_outputs(model, images, spec).logits
+
+
+def _ask(
+    images: NDArray[np.uint8], spec: Preprocessing, run: Callable[[NDArray[np.uint8]], Answers[NDArray[np.float32]]]
+) -> Answers[NDArray[np.float32]]:
+    """Have pictures answered batch by batch, each in its window."""
+
+    def see(patch: Patch) -> Answers[NDArray[np.float32]]:
+        said = run(patch.pixels)
+        return said._replace(evidence=put_back(said.evidence, patch, spec.size_px))
+
+    starts = track(range(0, len(images), _BATCH), "Running the graph")
+    parts = [see_windows(images[start : start + _BATCH], spec, see) for start in starts]
     return Answers(*(np.concatenate(output) for output in zip(*parts, strict=True)))
 
 
-def onnx_logits(model: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Run an exported graph on the CPU; pictures ``(batch, size, size, 3)`` to logits ``(batch, 2)``."""
-    return onnx_outputs(model, images).logits
-
-
-def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8], *, rounded: bool = False) -> Parity:
+def check_parity(
+    network: nn.Module, model: Path, images: NDArray[np.uint8], spec: Preprocessing, *, rounded: bool = False
+) -> Parity:
     """Compare a network with its export.
 
     Args:
         network: Takes pictures ``(batch, size, size, 3)``, uint8; in evaluation mode.
         model: The ONNX file.
         images: Pictures to compare on.
+        spec: Their preprocessing, which has the windows that both look through.
         rounded: Whether the network rounds to 8 bits on its way.
 
     Returns:
@@ -77,9 +93,8 @@ def check_parity(network: nn.Module, model: Path, images: NDArray[np.uint8], *, 
             logits or novelty over 0.1, or other labels for more than 2 % of the pictures.
     """
     with torch.inference_mode():
-        parts = [network(torch.from_numpy(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
-    expected = Answers(*(torch.cat(output).numpy() for output in zip(*parts, strict=True)))
-    actual = onnx_outputs(model, images)
+        expected = _ask(images, spec, lambda one: Answers(*(part.numpy() for part in network(torch.from_numpy(one)))))
+    actual = onnx_outputs(model, images, spec)
     parity = Parity(
         cells=len(images),
         largest_relative_difference=float(_differences(actual.logits, expected.logits, least_scale=1.0).max()),

@@ -23,16 +23,15 @@ from training.data.labels import ALL
 from training.data.splits import Rows, cut_by_subject
 from training.frozen import pooled_features
 from training.module import Scaled
-from training.quantise import calibration_cells
+from training.quantise import calibration_batches, calibration_cells
 from training.run import HeldOut
 from training.tables import SplitConfig
 from training.trainer import prepare
 from training.zoo import Classifier
-from training.zoo.quantised import quantise
+from training.zoo.quantised import is_quantised, quantise
 from training.zoo.staged import StatisticsHead
 
 _MOST_ITERATIONS: Final = 1000
-_CALIBRATION_BATCHES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def probe(config: ProbeRunConfig, index: Path, folder: Path) -> float:
         TrainingError: The data, the start weights or the folder are wrong.
     """
     run, data, network = prepare(config, index, folder)
-    if config.model.quantised:
+    if config.model.quantised and not is_quantised(network):
         _quantise(network, config, data)
     head = network.head
     assert isinstance(head, StatisticsHead)  # noqa: S101 - the configuration admits no other network
@@ -89,9 +88,10 @@ def probe(config: ProbeRunConfig, index: Path, folder: Path) -> float:
 
 def _quantise(network: Classifier, config: ProbeRunConfig, data: Data) -> None:
     """Round the backbone to 8 bits, for the values that it meets on cells of the training part."""
-    module = Scaled(network, config.input.spec()).eval()
-    batches = np.array_split(calibration_cells(data.inputs, data.split.train), _CALIBRATION_BATCHES)
-    quantise(network.backbone, (module(torch.from_numpy(batch)) for batch in batches))
+    spec = config.input.spec()
+    module = Scaled(network, spec).eval()
+    cells = calibration_cells(data.inputs, data.split.train)
+    quantise(network.backbone, (module(torch.from_numpy(batch)) for batch in calibration_batches(cells, spec)))
 
 
 def solve(features: NDArray[np.float64], truth: NDArray[np.bool_], *, strength: float) -> Solved:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from app.core.parts import Preprocessing
 from app.core.spec import INPUT_NAME
+from app.core.windows import patches
 
 _CALIBRATION_CELLS: Final = 128
 _BATCH: Final = 16
@@ -20,8 +22,8 @@ _BATCH: Final = 16
 class Cells(CalibrationDataReader):  # type: ignore[misc]  # the package has no types
     """Hands training cells to the calibration, batch by batch."""
 
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        self._batches: Iterator[NDArray[np.uint8]] = iter(np.array_split(images, -(-len(images) // _BATCH)))
+    def __init__(self, images: NDArray[np.uint8], spec: Preprocessing) -> None:
+        self._batches = calibration_batches(images, spec)
 
     def get_next(self) -> dict[str, Any] | None:
         """Return the next batch, or None after the last."""
@@ -40,7 +42,14 @@ def calibration_cells(inputs: NDArray[np.uint8], train: NDArray[np.int64]) -> ND
     return np.ascontiguousarray(inputs[rows])
 
 
-def quantise(model: Path, target: Path, cells: NDArray[np.uint8]) -> None:
+def calibration_batches(cells: NDArray[np.uint8], spec: Preprocessing) -> Iterator[NDArray[np.uint8]]:
+    """Yield cells, each in its window, in batches of one size."""
+    for patch in patches(cells, spec):
+        for start in range(0, len(patch.pixels), _BATCH):
+            yield patch.pixels[start : start + _BATCH]
+
+
+def quantise(model: Path, target: Path, cells: NDArray[np.uint8], spec: Preprocessing) -> None:
     """Write a graph with quantise-dequantise pairs around its convolutions.
 
     Weights are signed, by channel; activations are unsigned. The head stays in float32.
@@ -49,6 +58,7 @@ def quantise(model: Path, target: Path, cells: NDArray[np.uint8]) -> None:
         model: A float32 graph.
         target: To write.
         cells: Of the training part, shape ``(cells, size, size, 3)``.
+        spec: Their preprocessing.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantise-") as scratch:
         folded = Path(scratch) / "folded.onnx"
@@ -57,7 +67,7 @@ def quantise(model: Path, target: Path, cells: NDArray[np.uint8]) -> None:
         quantize_static(
             folded,
             target,
-            Cells(cells),
+            Cells(cells, spec),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             per_channel=True,

@@ -89,7 +89,7 @@ class _Fitted:
 def _refit(folder: Path, manifest: Manifest, variant: str, cells: pl.DataFrame, inputs: NDArray[np.uint8]) -> _Fitted:
     """Fit one graph of a folder to the cells, and renew its report."""
     graph = manifest.variants[variant].file if variant else MODEL_FILE
-    said = onnx_outputs(folder / graph, inputs)
+    said = onnx_outputs(folder / graph, inputs, manifest.preprocessing)
     earlier = manifest.in_precision(variant)
     truth = targets(cells) == ALL
     logits = said.logits.astype(np.float64)

@@ -20,6 +20,7 @@ from training.data.splits import Rows
 from training.errors import ConfigError, RunError
 from training.zoo import Classifier, create
 from training.zoo.quantised import lay_out
+from training.zoo.staged import StagedClassifier
 
 HELD_OUT_FILE: Final = "held_out.npz"
 # The name of what is no network (`training.floor`).
@@ -30,6 +31,8 @@ PREDICTIONS_FILE: Final = "predictions.parquet"
 REPORT_FILE: Final = "report.json"
 PAGE_FILE: Final = "report.html"
 NOVELTY_FILE: Final = "novelty.safetensors"
+# Beside weights that were taken out of an exported model (`training.unpack`): which one.
+SOURCE_FILE: Final = "source.json"
 CHECKPOINTS: Final = "checkpoints"
 HISTORY_FILE: Final = "logs/metrics.csv"
 
@@ -189,10 +192,10 @@ def network_of(config: DataConfig) -> Classifier:
     """Build a run's network with random weights.
 
     Raises:
-        ConfigError: There is no network of that name.
+        ConfigError: There is no network of that name, or its windows do not fit its stages.
     """
     try:
-        return create(
+        network = create(
             config.model.network,
             config.input.size_px,
             backbone=config.model.backbone,
@@ -203,3 +206,7 @@ def network_of(config: DataConfig) -> Classifier:
         )
     except ValueError as error:
         raise ConfigError(f"model.network: {error}") from error
+    windows = config.input.windows
+    if windows is not None and isinstance(network, StagedClassifier) and windows.step_px % network.stride:
+        raise ConfigError(f"input.windows.step_px: a multiple of {network.stride}, not {windows.step_px}")
+    return network

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.core.parts import Denoise, Preprocessing, Resample
+from app.core.errors import ManifestError
+from app.core.parts import Denoise, Preprocessing, Resample, Windows
 
 Share = Annotated[float, Field(ge=0, le=1)]
 # Hard swish (Howard et al. 2019, arXiv:1905.02244) is SiLU in straight lines: with 8 bits it costs next to nothing.
@@ -102,6 +103,13 @@ class SplitConfig(Table):
         return self
 
 
+class WindowsConfig(Table):
+    """Which part of the input the network looks at; the fields are those of `app.core.parts.Windows`."""
+
+    sides_px: tuple[int, ...]
+    step_px: int
+
+
 class InputConfig(Table):
     """From file to the network's input; the fields are those of `app.core.spec.Preprocessing`."""
 
@@ -111,10 +119,20 @@ class InputConfig(Table):
     denoise: Denoise = "none"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    windows: WindowsConfig | None = None
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        try:
+            self.spec()
+        except ManifestError as error:
+            raise ValueError(str(error)) from error
+        return self
 
     def spec(self) -> Preprocessing:
         """Return the same as the manifest's type, which checks the ranges."""
-        return Preprocessing(**self.model_dump())
+        windows = None if self.windows is None else Windows(**self.windows.model_dump())
+        return Preprocessing(**self.model_dump() | {"windows": windows})
 
 
 class AugmentConfig(Table):

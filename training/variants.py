@@ -74,7 +74,7 @@ def _variant(manifest: Manifest, graph: Path, report: dict[str, Any]) -> Variant
     band, novelty = report["review_band"], report["novelty"]
     return Variant(
         file=graph.name,
-        logits=tuple(float(value) for value in onnx_logits(graph, golden[None])[0]),
+        logits=tuple(float(value) for value in onnx_logits(graph, golden[None], manifest.preprocessing)[0]),
         atol=_GOLDEN_ATOL,
         figures={name: report["test"][name] for name in _FIGURES},
         temperature=report["temperature"],

@@ -16,9 +16,9 @@ from app.core.errors import DeviceMemoryError, InferenceError, LeukoscopeError, 
 from app.inference.deadline import until
 from app.inference.local import LocalRunner
 from app.inference.memory import settle
+from app.inference.outputs import Outputs
 from app.inference.registry import ModelRef, Registry
 from app.inference.runner import Places
-from app.inference.session import Outputs
 from app.metrics import Metrics
 from app.settings import Settings
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.core.errors import LeukoscopeError
+from app.inference.outputs import Outputs
 from app.inference.registry import ModelRef
-from app.inference.session import Outputs
 
 Results = list[Outputs | LeukoscopeError]
 """For each picture what the model says of it, without a batch axis, or why there is nothing."""

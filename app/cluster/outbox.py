@@ -17,9 +17,9 @@ from app import logs
 from app.cluster.messages import Engines, Order, Results
 from app.core.errors import InferenceError, LeukoscopeError
 from app.inference.deadline import left_s
+from app.inference.outputs import Outputs
 from app.inference.registry import ModelRef
 from app.inference.room import Coming
-from app.inference.session import Outputs
 
 _LOG: Final = logging.getLogger(__name__)
 _NEWEST_SHARE: Final = 0.2  # of the newest call in the running mean of seconds per picture

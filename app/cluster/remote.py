@@ -13,10 +13,11 @@ from app.cluster.messages import Described, Engines, Order
 from app.cluster.outbox import SPREAD, Outbox, Pace
 from app.core.errors import LeukoscopeError, ModelError, NotReadyError, SwitchInProgressError
 from app.inference.loader import LoadedModel, check_golden, golden_of
+from app.inference.outputs import Outputs
 from app.inference.registry import ModelRef, Registry
 from app.inference.room import Admission, Room
 from app.inference.runner import Follow
-from app.inference.session import Outputs, Session
+from app.inference.session import Session
 from app.metrics import Metrics
 from app.settings import Settings
 

@@ -26,6 +26,30 @@ def finite(*values: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Squares, smaller than the model's input, that the model may look at alone (`app.core.windows`).
+
+    Attributes:
+        sides_px: Their sides, rising, in pixels of the input.
+        step_px: They begin at multiples of it; the sides are multiples too.
+    """
+
+    sides_px: tuple[int, ...]
+    step_px: int
+
+    def __post_init__(self) -> None:
+        numbers = (*self.sides_px, self.step_px)
+        require(
+            len(numbers) > 1 and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers),
+            f"windows: positive integers, not {self.sides_px!r} and {self.step_px!r}",
+        )
+        require(
+            list(self.sides_px) == sorted(set(self.sides_px)) and not any(s % self.step_px for s in self.sides_px),
+            f"windows.sides_px: rising multiples of {self.step_px}, not {self.sides_px!r}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
     """How a decoded RGB picture becomes the model's input.
 
@@ -37,6 +61,7 @@ class Preprocessing:
         mean: Per RGB channel, in units of 0..255; subtracted inside the graph.
         std: Per RGB channel, in units of 0..255; divided by inside the graph.
         denoise: A median filter of 3 or 5 px on the cropped picture, before it is resized; or none.
+        windows: What of the input the model looks at, where that is not all of it; None for all.
     """
 
     crop_px: int | None
@@ -45,6 +70,12 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     denoise: Denoise = "none"
+    windows: Windows | None = None
+
+    @property
+    def sides_px(self) -> tuple[int, ...]:
+        """The sides of what the model looks at, rising; the last is the whole input."""
+        return (*(self.windows.sides_px if self.windows else ()), self.size_px)
 
     def __post_init__(self) -> None:
         crop = self.crop_px
@@ -61,6 +92,10 @@ class Preprocessing:
             len(self.std) == 3 and finite(*self.std) and min(self.std) > 0,
             f"std: 3 positive numbers, not {self.std!r}",
         )
+        if self.windows is not None:
+            step, sides = self.windows.step_px, self.windows.sides_px
+            require(self.size_px % step == 0, f"windows.step_px: divides {self.size_px}, not {step}")
+            require(sides[-1] < self.size_px, f"windows.sides_px: less than {self.size_px}, not {sides}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +201,21 @@ def fields_of(cls: type[Any], raw: object, where: str) -> dict[str, Any]:
 def preprocessing_of(raw: object) -> Preprocessing:
     """Read `Preprocessing` from JSON."""
     values = fields_of(Preprocessing, raw, "preprocessing")
-    return Preprocessing(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    windows = values.get("windows")
+    return Preprocessing(
+        **values
+        | {
+            "mean": tuple(values["mean"]),
+            "std": tuple(values["std"]),
+            "windows": None if windows is None else windows_of(windows),
+        }
+    )
+
+
+def windows_of(raw: object) -> Windows:
+    """Read `Windows` from JSON."""
+    values = fields_of(Windows, raw, "windows")
+    return Windows(**values | {"sides_px": tuple(values["sides_px"])})
 
 
 def golden_of(raw: object) -> Golden:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from app.core.errors import InferenceError, LeukoscopeError, NotReadyError
 from app.inference.lanes import Batch, Item, Lane, Lanes
+from app.inference.outputs import Outputs
 from app.inference.room import Admission, Coming, Room
-from app.inference.session import Outputs, Session
+from app.inference.session import Session
 from app.inference.tracing import NoTracer, Tracer
 from app.inference.worker import Streak, Worker
 from app.metrics import Metrics

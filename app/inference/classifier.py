@@ -15,8 +15,8 @@ from app.core.errors import DeviceMemoryError, ImageError, InferenceError, Undec
 from app.core.postprocess import Prediction, postprocess
 from app.inference.deadline import until
 from app.inference.loader import LoadedModel
+from app.inference.outputs import Outputs
 from app.inference.runner import Admits, Places
-from app.inference.session import Outputs
 from app.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import asyncio
 
-from app.inference.session import Outputs, Session
+from app.inference.outputs import Outputs
+from app.inference.session import Session
 from app.inference.tracing import Place
 
 

@@ -24,6 +24,7 @@ from app.core.errors import (
     ModelIntegrityError,
     ProviderError,
 )
+from app.core.parts import Preprocessing
 from app.core.spec import MODEL_FILE, Manifest
 from app.inference.gently import optimised
 from app.inference.opening import open_session as open_by_placement
@@ -130,7 +131,7 @@ class Loader:
         gently: bool = False,
     ) -> Session:
         variant = manifest.variants.get(placement.precision)
-        size_px = manifest.preprocessing.size_px
+        spec = manifest.preprocessing
         path = self._registry.folder(ref) / (variant.file if variant else MODEL_FILE)
         with optimised(path) if gently else nullcontext() as graph:
             session = self._open_session(graph or path, manifest, replace(placement, optimised=graph is not None))
@@ -148,9 +149,9 @@ class Loader:
         alone = session.narrow if isinstance(session, SharingSession) and placement.callers > 1 else session
         largest = min(session.max_batch, placement.threads) if spared else session.max_batch
         try:
-            warm_up(session, size_px, run, largest)
+            warm_up(session, spec, run, largest)
             if alone is not session:
-                warm_up(alone, size_px, run, 1)
+                warm_up(alone, spec, run, 1)
         except (InferenceError, DeviceMemoryError) as error:
             # Some CUDA libraries are looked for only when the first batch runs.
             if session.provider not in GPU_PROVIDERS:
@@ -167,7 +168,7 @@ class Loader:
             # One of several callers has one thread; a caller that is the only one has all of them, which do well at
             # a single picture while nothing else runs, as now, and badly under load.
             at_least = 1 if placement.callers > 1 else placement.threads
-            session.max_batch = best_batch(alone, size_px, run, at_least=at_least)
+            session.max_batch = best_batch(alone, spec, run, at_least=at_least)
             self._best_batches[_network(manifest, placement)] = session.max_batch
         return session
 
@@ -201,13 +202,14 @@ def _network(manifest: Manifest, placement: Placement) -> tuple[str, int, str]:
     return manifest.architecture, manifest.preprocessing.size_px, placement.precision
 
 
-def warm_up(session: Session, size_px: int, run: Callable[[Errand], None], largest: int) -> None:
-    """Run every batch size up to `largest`, each on its own turn, so that no request pays for a first time."""
+def warm_up(session: Session, spec: Preprocessing, run: Callable[[Errand], None], largest: int) -> None:
+    """Run every shape up to a batch of `largest`, each on its own turn, so that no request pays for a first time."""
     for batch in batch_buckets(largest):
-        run(partial(session.run, _black(batch, size_px)))
+        for side_px in spec.sides_px:
+            run(partial(session.run, _squares(batch, side_px, spec)))
 
 
-def best_batch(session: Session, size_px: int, run: Callable[[Errand], None], *, at_least: int = 1) -> int:
+def best_batch(session: Session, spec: Preprocessing, run: Callable[[Errand], None], *, at_least: int = 1) -> int:
     """Measure which batch answers most pictures a second; the smallest one if it hardly matters.
 
     On a CPU that is no matter of course: a larger batch may fall out of the cache, and all of its
@@ -215,7 +217,7 @@ def best_batch(session: Session, size_px: int, run: Callable[[Errand], None], *,
 
     Args:
         session: Warm.
-        size_px: Side of its pictures.
+        spec: Its preprocessing.
         run: Runs an errand where the session's batches run.
         at_least: The smallest limit that is tried.
 
@@ -235,15 +237,18 @@ def best_batch(session: Session, size_px: int, run: Callable[[Errand], None], *,
             continue
         seconds.clear()
         for _ in range(_TUNING_RUNS):
-            run(partial(timed, _black(batch, size_px)))
+            run(partial(timed, _squares(batch, spec.size_px, spec)))
         picture_s = min(seconds) / batch
         if picture_s * _WORTH_WAITING < best_s:
             best, best_s = batch, picture_s
     return best
 
 
-def _black(batch: int, size_px: int) -> NDArray[np.uint8]:
-    return np.zeros((batch, size_px, size_px, 3), dtype=np.uint8)
+def _squares(batch: int, side_px: int, spec: Preprocessing) -> NDArray[np.uint8]:
+    """Pictures of a white square, which is looked at in a window of its size."""
+    pictures = np.zeros((batch, spec.size_px, spec.size_px, 3), dtype=np.uint8)
+    pictures[:, :side_px, :side_px] = 255
+    return pictures
 
 
 def check_golden(manifest: Manifest, session: Session, expected: Sequence[float], atol: float) -> None:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Self
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 
 from app.core.errors import DeviceMemoryError, InferenceError, ModelIntegrityError, ProviderError
 from app.core.spec import LOGITS_NAME, Manifest
+from app.inference.outputs import Outputs, look
 from app.inference.providers import OPENVINO_PROVIDER, Placement
 from app.inference.session import (
     OUTPUT_NAMES,
     Node,
-    Outputs,
     batch_buckets,
     check_graph,
+    check_logits,
     cpu_max_batch,
     is_out_of_memory,
 )
@@ -31,34 +33,40 @@ _DEVICE: Final = "CPU"
 _TELEMETRY: Final = "openvino_telemetry"
 # Measured on EfficientNet-B3: 8 pictures at once are hardly faster than 4, and take twice as long to come.
 _MAX_PORTION: Final = 4
+_COMPILE_THREADS: Final = "openvino-compile"
+
+Shape = tuple[int, int]
+"""Batch size and side."""
 
 
 class OpenVinoSession:
     """A model in OpenVINO. Its `run` may be called by as many threads at once as it has streams.
 
-    The graph is compiled once for each batch size of 1, 2 and 4: a graph for any size at all would be a
-    quarter slower. Other batches run in portions of these sizes, so that nothing is padded.
+    The graph is compiled once for each shape: one for any shape at all would be a quarter slower. Without
+    windows those are batches of 1, 2 and 4, and other batches run in portions of these sizes, so that nothing is
+    padded. With windows they are single pictures of each side.
 
     Attributes:
         max_batch: As in `Session`.
         provider: As in `Session`.
     """
 
-    def __init__(self, compiled: "dict[int, ov.CompiledModel]", manifest: Manifest, max_batch: int) -> None:
+    def __init__(self, compiled: "Mapping[Shape, ov.CompiledModel]", manifest: Manifest, max_batch: int) -> None:
         """Make a session.
 
         Args:
-            compiled: The graph, by the batch size that it is compiled for; 1 is among them.
+            compiled: The graph, by batch size and side that it is compiled for; each side has a batch of 1.
             manifest: Of the model.
             max_batch: Most pictures in one call.
         """
         self._labels = len(manifest.labels)
-        self._names = [_output_name(port) for port in compiled[1].outputs]
-        self._sizes = sorted(compiled, reverse=True)
-        self._requests: dict[int, SimpleQueue[ov.InferRequest]] = {size: SimpleQueue() for size in compiled}
-        for size, model in compiled.items():
+        self._spec = manifest.preprocessing
+        self._names = [_output_name(port) for port in next(iter(compiled.values())).outputs]
+        self._sizes = sorted({size for size, _ in compiled}, reverse=True)
+        self._requests: dict[Shape, SimpleQueue[ov.InferRequest]] = {shape: SimpleQueue() for shape in compiled}
+        for shape, model in compiled.items():
             for _ in range(int(model.get_property("NUM_STREAMS"))):
-                self._requests[size].put(model.create_infer_request())
+                self._requests[shape].put(model.create_infer_request())
         self.max_batch = max_batch
         self.provider: str = OPENVINO_PROVIDER
 
@@ -87,37 +95,43 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": False,
         }
         max_batch = placement.max_batch or cpu_max_batch(placement)
-        largest = 1 if streams == 1 and placement.threads > 1 else min(_MAX_PORTION, max_batch)
+        sides = manifest.preprocessing.sides_px
+        one_by_one = len(sides) > 1 or (streams == 1 and placement.threads > 1)
+        largest = 1 if one_by_one else min(_MAX_PORTION, max_batch)
         sizes = [size for size in batch_buckets(_MAX_PORTION) if size <= largest]
-        compiled = {size: _compile(core, path, manifest, size, settings) for size in sizes}
-        return cls(compiled, manifest, max_batch)
+        shapes = [(size, side) for size in sizes for side in sides]
+        with ThreadPoolExecutor(placement.threads, thread_name_prefix=_COMPILE_THREADS) as pool:
+            compiled = pool.map(lambda shape: _compile(core, path, manifest, shape, settings), shapes)
+            return cls(dict(zip(shapes, compiled, strict=True)), manifest, max_batch)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Compute the model's outputs; see `Session.run`."""
+        return look(images, self._spec, self._names, self._in_portions)
+
+    def _in_portions(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         portions, start = [], 0
         while start < len(images):
             size = next(size for size in self._sizes if size <= len(images) - start)
             portions.append(self._infer(images[start : start + size]))
             start += size
-        return Outputs.joined(portions)
+        return portions[0] if len(portions) == 1 else [np.concatenate(arrays) for arrays in zip(*portions, strict=True)]
 
-    def _infer(self, images: NDArray[np.uint8]) -> Outputs:
-        queue = self._requests[len(images)]
+    def _infer(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        queue = self._requests.get((images.shape[0], images.shape[1]))
+        if queue is None:
+            raise InferenceError(f"The model was not compiled for pictures of shape {images.shape[1:]}.")
         request = queue.get()
         try:
             results = request.infer([images], share_inputs=True)
-            arrays = {name: np.array(results[index]) for index, name in enumerate(self._names)}
+            arrays = [np.array(results[index]) for index in range(len(self._names))]
         except Exception as error:
             if is_out_of_memory(error):
                 raise DeviceMemoryError(f"There is no memory for a batch of {len(images)} pictures.") from error
             raise InferenceError("The model failed on this batch of pictures.") from error
         finally:
             queue.put(request)
-        if arrays[LOGITS_NAME].shape != (len(images), self._labels):
-            raise InferenceError(
-                f"The model gave logits of shape {arrays[LOGITS_NAME].shape} for {len(images)} pictures."
-            )
-        return Outputs(**arrays)
+        check_logits(arrays[self._names.index(LOGITS_NAME)], len(images), self._labels)
+        return arrays
 
 
 def _core() -> "ov.Core":
@@ -134,7 +148,7 @@ def _core() -> "ov.Core":
 
 
 def _compile(
-    core: "ov.Core", path: Path, manifest: Manifest, size: int, settings: Mapping[str, object]
+    core: "ov.Core", path: Path, manifest: Manifest, shape: Shape, settings: Mapping[str, object]
 ) -> "ov.CompiledModel":
     try:
         model = core.read_model(path)
@@ -142,7 +156,7 @@ def _compile(
         raise ModelIntegrityError(f"{path}: OpenVINO can't load it: {error}") from error
     outputs = [_node(port, _output_name(port)) for port in model.outputs]
     check_graph([_node(port, port.any_name) for port in model.inputs], outputs, manifest)
-    side = manifest.preprocessing.size_px
+    size, side = shape
     model.reshape([size, side, side, 3])
     return core.compile_model(model, _DEVICE, settings)
 

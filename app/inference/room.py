@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.core.errors import ImageError, NotReadyError, QueueFullError
-from app.inference.session import Outputs
+from app.inference.outputs import Outputs
 from app.metrics import Metrics
 
 Coming = NDArray[np.uint8] | Future[NDArray[np.uint8]]

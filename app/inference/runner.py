@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from app.inference.loader import LoadedModel
+from app.inference.outputs import Outputs
 from app.inference.registry import ModelRef
 from app.inference.room import Coming
-from app.inference.session import Outputs, Session
+from app.inference.session import Session
 
 Follow = Callable[[ModelRef], Awaitable[None]]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from app.core.errors import DeviceMemoryError, InferenceError, ModelIntegrityError
 from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, NOVELTY_NAME, Manifest
 from app.inference.binding import BoundRunner
+from app.inference.outputs import Outputs, look
 from app.inference.providers import (
     CPU_PROVIDER,
     GPU_PROVIDERS,
@@ -37,68 +38,6 @@ _CPU_MAX_BATCH: Final = 8
 _CPU_MAX_SHARE: Final = 4
 # How ONNX Runtime's allocators say that there is no room.
 _MEMORY_SIGNS: Final = ("out of memory", "bad_alloc", "failed to allocate", "bfcarena", "cuda_error_out_of_memory")
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What a model says of some pictures. What an older model does not give is None.
-
-    Attributes:
-        logits: Shape ``(n, labels)``, in the order of the manifest's labels.
-        features: The penultimate layer's output, shape ``(n, width)``.
-        evidence: Where the model saw reasons: shape ``(n, height, width)`` over the picture's crop,
-            positive for ALL, negative for HEM.
-        novelty: How unlike the training cells each picture is, shape ``(n,)``; the manifest says from where on
-            it is no cell.
-    """
-
-    logits: NDArray[np.float32]
-    features: NDArray[np.float32] | None = None
-    evidence: NDArray[np.float32] | None = None
-    novelty: NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        return len(self.logits)
-
-    @classmethod
-    def joined(cls, parts: "Sequence[Outputs]") -> Self:
-        """Put the outputs of several calls behind one another; all have the same ones."""
-        if len(parts) == 1:
-            return cls(parts[0].logits, parts[0].features, parts[0].evidence, parts[0].novelty)
-        return cls(
-            np.concatenate([part.logits for part in parts]),
-            _joined([part.features for part in parts]),
-            _joined([part.evidence for part in parts]),
-            _joined([part.novelty for part in parts]),
-        )
-
-    @classmethod
-    def stacked(cls, rows: "Sequence[Outputs]") -> Self:
-        """Put what is said of single pictures together: the opposite of `row`."""
-        return cls.joined([row.with_axis() for row in rows])
-
-    def with_axis(self) -> "Outputs":
-        """Return what is said of one picture as what is said of a batch of one."""
-        return Outputs(
-            self.logits[None],
-            None if self.features is None else self.features[None],
-            None if self.evidence is None else self.evidence[None],
-            None if self.novelty is None else self.novelty[None],
-        )
-
-    def row(self, index: int) -> "Outputs":
-        """Return what is said of one picture: the same arrays without their first axis."""
-        return Outputs(
-            self.logits[index],
-            None if self.features is None else self.features[index],
-            None if self.evidence is None else self.evidence[index],
-            None if self.novelty is None else self.novelty[index, ...],
-        )
-
-
-def _joined(arrays: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
-    there = [array for array in arrays if array is not None]
-    return np.concatenate(there) if there else None
 
 
 class Session(Protocol):
@@ -131,7 +70,7 @@ class OnnxSession:
 
     def __init__(self, session: ort.InferenceSession, manifest: Manifest, placement: Placement) -> None:
         self._session = session
-        self._size_px = manifest.preprocessing.size_px
+        self._spec = manifest.preprocessing
         self._labels = len(manifest.labels)
         self._outputs = [node.name for node in session.get_outputs()]
         self.provider: str = session.get_providers()[0]
@@ -139,18 +78,17 @@ class OnnxSession:
         self.max_batch = placement.max_batch or (_GPU_MAX_BATCH if on_gpu else cpu_max_batch(placement))
         # On a GPU each new shape is a search for algorithms, so batches are padded to a few sizes and
         # their buffers stay on the device. A CPU has nothing to search, and padding would cost it real work.
-        self._bound = (
-            BoundRunner(
+        self._bound = {
+            side: BoundRunner(
                 session,
                 INPUT_NAME,
-                (self._size_px, self._size_px, 3),
+                (side, side, 3),
                 batch_buckets(self.max_batch),
                 device=("cuda", placement.gpu_index),
                 graphs=placement.engine == "cuda-graph",
             )
-            if on_gpu
-            else None
-        )
+            for side in (self._spec.sides_px if on_gpu else ())
+        }
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest, placement: Placement) -> Self:
@@ -166,7 +104,7 @@ class OnnxSession:
             ModelIntegrityError: The file is no graph, or not one with these inputs and outputs.
         """
         gpu_seen = placement.device != "cpu" and gpu_count() > placement.gpu_index
-        shapes = _profile_shapes(manifest.preprocessing.size_px, placement.max_batch or _GPU_MAX_BATCH)
+        shapes = _profile_shapes(manifest.preprocessing.sides_px, placement.max_batch or _GPU_MAX_BATCH)
         providers = choose_providers(placement, gpu_seen, ort.get_available_providers(), shapes)
         raw = _create(path, providers, placement)
         check_provider(placement, gpu_seen, raw.get_providers()[0])
@@ -175,20 +113,32 @@ class OnnxSession:
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Compute the model's outputs; see `Session.run`."""
+        return look(images, self._spec, self._outputs, self._infer)
+
+    def _infer(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         count = len(images)
         try:
-            if self._bound is None:
-                arrays = self._session.run(self._outputs, {INPUT_NAME: images})
+            if self._bound:
+                arrays = self._bound[images.shape[1]].run(images)
             else:
-                arrays = self._bound.run(images)
+                arrays = self._session.run(self._outputs, {INPUT_NAME: images})
         except Exception as error:
             if is_out_of_memory(error):
                 raise DeviceMemoryError(f"The device has no memory for a batch of {count} pictures.") from error
             raise InferenceError("The model failed on this batch of pictures.") from error
-        named = {name: array[:count] for name, array in zip(self._outputs, arrays, strict=True)}
-        if named[LOGITS_NAME].shape != (count, self._labels):
-            raise InferenceError(f"The model gave logits of shape {named[LOGITS_NAME].shape} for {count} pictures.")
-        return Outputs(**named)
+        arrays = [array[:count] for array in arrays]
+        check_logits(arrays[self._outputs.index(LOGITS_NAME)], count, self._labels)
+        return arrays
+
+
+def check_logits(logits: NDArray[np.float32], count: int, labels: int) -> None:
+    """Refuse logits of another shape than ``(count, labels)``.
+
+    Raises:
+        InferenceError: They are.
+    """
+    if logits.shape != (count, labels):
+        raise InferenceError(f"The model gave logits of shape {logits.shape} for {count} pictures.")
 
 
 def cpu_max_batch(placement: Placement) -> int:
@@ -210,10 +160,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS)
 
 
-def _profile_shapes(size_px: int, max_batch: int) -> dict[str, str]:
-    side = f"{size_px}x{size_px}x3"
-    sizes = {"min": 1, "opt": max(1, max_batch // 2), "max": max_batch}
-    return {which: f"{INPUT_NAME}:{batch}x{side}" for which, batch in sizes.items()}
+def _profile_shapes(sides_px: tuple[int, ...], max_batch: int) -> dict[str, str]:
+    sizes = {
+        "min": (1, sides_px[0]),
+        "opt": (max(1, max_batch // 2), sides_px[len(sides_px) // 2]),
+        "max": (max_batch, sides_px[-1]),
+    }
+    return {which: f"{INPUT_NAME}:{batch}x{side}x{side}x3" for which, (batch, side) in sizes.items()}
 
 
 def _create(path: Path, providers: ProviderList, placement: Placement) -> ort.InferenceSession:
@@ -261,7 +214,7 @@ def check_graph(inputs: Sequence[Node], outputs: Sequence[Node], manifest: Manif
     Raises:
         ModelIntegrityError: Other inputs or outputs.
     """
-    side = manifest.preprocessing.size_px
+    side = None if manifest.preprocessing.windows else manifest.preprocessing.size_px
     wanted_inputs = [Node(INPUT_NAME, "uint8", [None, side, side, 3])]
     if list(inputs) != wanted_inputs:
         raise ModelIntegrityError(f"The graph's input is {list(inputs)}; the manifest wants {wanted_inputs}.")

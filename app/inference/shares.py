@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from app.inference.session import Outputs, Session
+from app.inference.outputs import Outputs
+from app.inference.session import Session
 
 _THREADS_NAME: Final = "inference-share"
 # A picture is alone if nothing runs and nothing has ended for so long. Under load two callers may end together, and

@@ -10,7 +10,8 @@ import numpy as np
 
 from app.core.errors import DeviceMemoryError, InferenceError, LeukoscopeError
 from app.inference.lanes import Batch, Lanes
-from app.inference.session import Outputs, Session
+from app.inference.outputs import Outputs
+from app.inference.session import Session
 from app.inference.shares import SharingSession
 from app.inference.tracing import Tracer
 from app.metrics import Metrics

@@ -1,6 +1,7 @@
 """A light HTTP client: it keeps a number of connections busy with one request, and notes each answer's time."""
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -68,20 +69,27 @@ async def once(port: int, request: Request) -> Any:
         writer.close()
 
 
-async def load(port: int, request: Request, *, connections: int, seconds: float) -> Load:
-    """Keep so many connections busy for so long; each sends its next request when it has its answer.
+async def load(port: int, requests: Sequence[Request], *, connections: int, seconds: float) -> Load:
+    """Keep so many connections busy for so long; each sends the next request when it has its answer.
+
+    Args:
+        port: Of the server, on this machine.
+        requests: Taken in turn, by whichever connection is free.
+        connections: How many.
+        seconds: For how long.
 
     Raises:
         BadAnswerError: An answer was not 200.
     """
     latencies: list[float] = []
+    turn = itertools.cycle(requests)
     began_s = time.perf_counter()
 
     async def connection() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             while (sent_s := time.perf_counter()) < began_s + seconds:
-                await _exchange(reader, writer, request)
+                await _exchange(reader, writer, next(turn))
                 latencies.append(time.perf_counter() - sent_s)
         finally:
             writer.close()

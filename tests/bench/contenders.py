@@ -83,6 +83,15 @@ def contenders() -> dict[str, Contender]:
             ("-m", f"{_SERVERS}.plain"),
             "fastapi",
         ),
+        Contender(
+            "mosec-windows",
+            "As mosec, and it looks at each cell in its window, as leukoscope does: what the service itself is worth.",
+            ("-m", f"{_SERVERS}.mosec_server", "--address", "127.0.0.1", "--port", "{port}", "--timeout", "60000"),
+            "mosec",
+            path="/inference",
+            request=Request.raw,
+            variables={"BENCH_WINDOWS": "1"},
+        ),
         Contender("litserve", f"LitServe, fp32: {each}.", ("-m", f"{_SERVERS}.litserve_server"), "litserve"),
         Contender(
             "mosec",
@@ -110,7 +119,7 @@ def variables(
     ours = {"LEUKOSCOPE_PORT": str(port), "LEUKOSCOPE_MODELS_DIR": str(models_dir), "LEUKOSCOPE_DEVICE": device}
     bench = {"BENCH_PORT": str(port), "BENCH_MODEL": str(model), "BENCH_THREADS": str(threads), "BENCH_DEVICE": device}
     told = {"PYTHONPATH": str(ROOT), "BENTOML_DO_NOT_TRACK": "True", "MOSEC_LOG_LEVEL": "warning"}
-    return kept | (contender.variables | ours if contender.name.startswith("leukoscope") else bench) | told
+    return kept | contender.variables | (ours if contender.name.startswith("leukoscope") else bench) | told
 
 
 def _environment(environments: Path, name: str) -> Path:

@@ -87,13 +87,13 @@ def _started(stack: ExitStack, checkout: Path, models: Path, request: Request) -
             if processes.ended or time.monotonic() - began_s > _START_LIMIT_S:
                 raise SystemExit(f"{checkout} does not start:\n{log.read_text(errors='replace')[-2000:]}") from None
             time.sleep(_PAUSE_S)
-    asyncio.run(load(port, request, connections=16, seconds=1))  # warm-up, not counted
+    asyncio.run(load(port, [request], connections=16, seconds=1))  # warm-up, not counted
     return processes, port
 
 
 def _cost(processes: Processes, port: int, request: Request, connections: int, seconds: float) -> Cost:
     loop_s, process_s = processes.main_thread_s(), processes.cpu_s()
-    seen = asyncio.run(load(port, request, connections=connections, seconds=seconds))
+    seen = asyncio.run(load(port, [request], connections=connections, seconds=seconds))
     loop_s, process_s = processes.main_thread_s() - loop_s, processes.cpu_s() - process_s
     return Cost(loop_s / seen.answers * 1e3, process_s / seen.answers * 1e3, seen.quantile_s(0.5) * 1e3)
 

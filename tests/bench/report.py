@@ -88,17 +88,22 @@ def _ratios(rounds: Rounds, names: Sequence[str]) -> str:
 
     rows = []
     for name in names:
-        ceiling = ratio(rounds, rate(name), lambda one: one["ceiling"]["per_second"])
+        ceilings = [
+            ratio(rounds, rate(name), lambda one, which=which: one["ceiling"][which])  # type: ignore[misc]
+            for which in ("per_second", "whole_per_second")
+        ]
         lone = ratio(
             rounds,
             lambda one, name=name: one[name]["loads"][alone]["p50_s"],  # type: ignore[misc]
             lambda one: one["ceiling"]["decode_s"] + one["ceiling"]["run_s"],
         )
-        plain = f"{ratio(rounds, rate(name), rate('fastapi')):.2f}" if "fastapi" in names else ""
-        rows.append(f"| {name} | {ceiling:.2f} | {lone:.2f} | {plain} |")
+        peers = [
+            f"{ratio(rounds, rate(name), rate(peer)):.2f}" if peer in names else "" for peer in ("fastapi", "mosec")
+        ]
+        rows.append(f"| {name} | {ceilings[0]:.2f} | {ceilings[1]:.2f} | {lone:.2f} | {' | '.join(peers)} |")
     return _table(
-        f"| server | throughput at {busy} / ceiling | median at {alone} / (decode + run) "
-        f"| throughput at {busy} / fastapi |",
+        f"| server | throughput at {busy} / ceiling | / ceiling of whole pictures | median at {alone} / (decode + run) "
+        f"| throughput at {busy} / fastapi | / mosec |",
         rows,
     )
 

@@ -98,19 +98,19 @@ def measure(contender: Contender, plan: Plan, *, formats: bool = False) -> dict[
     """
     port = free_port()
     with started(contender, plan, port) as (processes, start_s):
-        ask = contender.ask(plan.pictures[_COMPARED][:1])
+        ask = _singly(contender, plan.pictures[_COMPARED])
         _loaded(processes, port, ask, max(plan.connections), plan.seconds / 4)  # warm-up, not counted
         loads = {str(count): _loaded(processes, port, ask, count, plan.seconds) for count in plan.connections}
         measured: dict[str, Any] = {"start_s": start_s, "loads": loads}
         if formats:
             measured["formats"] = {
-                name: _loaded(processes, port, contender.ask(pictures[:1]), 16, plan.seconds)
+                name: _loaded(processes, port, _singly(contender, pictures), 16, plan.seconds)
                 for name, pictures in plan.pictures.items()
             }
         if formats and contender.many:
             pictures = plan.pictures[_COMPARED]
             many = contender.ask([pictures[index % len(pictures)] for index in range(_MANY)])
-            measured["many"] = {"pictures": _MANY} | _loaded(processes, port, many, 2, plan.seconds, _MANY)
+            measured["many"] = {"pictures": _MANY} | _loaded(processes, port, [many], 2, plan.seconds, _MANY)
         measured["rss_bytes"] = processes.rss_bytes()
     return measured
 
@@ -119,7 +119,7 @@ def linearity(contender: Contender, plan: Plan, images: int, parts: int = 10) ->
     """Ask for so many pictures at 16 connections, and note rate and memory after each of the parts."""
     port, noted = free_port(), []
     with started(contender, plan, port) as (processes, _):
-        ask = contender.ask(plan.pictures[_COMPARED][:1])
+        ask = _singly(contender, plan.pictures[_COMPARED])
         answered = 0
         while answered < images:
             began = answered
@@ -158,18 +158,21 @@ def ceiling(python: str, plan: Plan) -> dict[str, float]:
     """Measure bare decoding and running, in a process of its own.
 
     Returns:
-        ``decode_s``, ``run_s`` of a lone picture and ``best_run_s`` per picture of the best batch, all on the
-        server's CPUs, and the ``per_second`` that they would allow together.
+        Means over all pictures: ``decode_s``, ``run_s`` of a lone one and ``best_run_s`` per picture of the best
+        batch, all on the server's CPUs, and the ``per_second`` that they would allow together; the same of whole
+        pictures, where the model looks at less, as ``whole_...``.
 
     Raises:
         StartError: The model does not run.
     """
     cpus, _ = split_cpus()
-    picture = plan.folder / "cell.png"
-    picture.write_bytes(plan.pictures[_COMPARED][0])
+    pictures = plan.folder / "bare"
+    pictures.mkdir(exist_ok=True)
+    for number, picture in enumerate(plan.pictures[_COMPARED]):
+        (pictures / f"{number}.png").write_bytes(picture)
     out = plan.folder / "bare.log"
     out.write_bytes(b"")
-    command = [python, "-m", "tests.bench.servers.bare", str(picture), str(plan.seconds / 4)]
+    command = [python, "-m", "tests.bench.servers.bare", str(pictures), str(plan.seconds / 4)]
     bare = Contender("bare", "", ())
     environment = plan.variables(bare, port=1)
     with Processes(command, cwd=ROOT, environment=environment, cpus=cpus, log=out) as processes:
@@ -179,8 +182,14 @@ def ceiling(python: str, plan: Plan) -> dict[str, float]:
     if not lines or not lines[-1].startswith("{"):
         raise StartError(f"{bare.name}: the model does not run:\n{lines[-10:]}")
     measured: dict[str, float] = json.loads(lines[-1])
-    measured["per_second"] = 1 / (measured["best_run_s"] + measured["decode_s"] / len(cpus))
+    for which in ("", "whole_"):
+        measured[f"{which}per_second"] = 1 / (measured[f"{which}best_run_s"] + measured["decode_s"] / len(cpus))
     return measured
+
+
+def _singly(contender: Contender, pictures: Sequence[bytes]) -> list[Request]:
+    """A request for each picture."""
+    return [contender.ask([picture]) for picture in pictures]
 
 
 def free_port() -> int:
@@ -192,10 +201,10 @@ def free_port() -> int:
 
 
 def _loaded(
-    processes: Processes, port: int, request: Request, connections: int, seconds: float, images: int = 1
+    processes: Processes, port: int, requests: Sequence[Request], connections: int, seconds: float, images: int = 1
 ) -> dict[str, float]:
     before_s = processes.cpu_s()
-    seen = asyncio.run(load(port, request, connections=connections, seconds=seconds))
+    seen = asyncio.run(load(port, requests, connections=connections, seconds=seconds))
     return {
         "images_per_second": seen.per_second * images,
         "p50_s": seen.quantile_s(0.5),

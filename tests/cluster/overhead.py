@@ -27,7 +27,7 @@ from ray import serve  # isort: skip
 from app.cluster.ingress import ENGINE, INGRESS, EngineDeployment, IngressDeployment
 from app.cluster.messages import Order, Results
 from app.core.errors import LeukoscopeError
-from app.inference.session import Outputs
+from app.inference.outputs import Outputs
 
 CELL = cell_bytes("ALL", seed=0)
 

@@ -20,8 +20,9 @@ from PIL import Image
 import app.cli
 from app.core import imaging
 from app.core.spec import Manifest
+from app.inference.outputs import Outputs
 from app.inference.providers import Placement
-from app.inference.session import OnnxSession, Outputs
+from app.inference.session import OnnxSession
 from app.main import create_app
 
 _PAUSE_S = 0.01

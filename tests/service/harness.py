@@ -27,9 +27,10 @@ from app.inference.classifier import Classifier, Decoders
 from app.inference.engine import Serving
 from app.inference.loader import Errand, LoadedModel, Loader, OpenSession
 from app.inference.opening import open_session as open_by_placement
+from app.inference.outputs import Outputs
 from app.inference.providers import Placement
 from app.inference.registry import Installed, ModelRef, Registry
-from app.inference.session import Outputs, Session
+from app.inference.session import Session
 from app.main import create_app
 from app.security.keys import new_key
 from app.services import Services

@@ -18,15 +18,18 @@ from app.core.errors import (
     ModelNotFoundError,
     ProviderError,
 )
-from app.core.parts import ReviewBand, Variant
+from app.core.parts import Preprocessing, ReviewBand, Variant
 from app.core.spec import MANIFEST_FILE, MODEL_FILE, Manifest
 from app.inference.loader import Errand, best_batch
+from app.inference.outputs import Outputs
 from app.inference.providers import CPU_PROVIDER, CUDA_PROVIDER, Placement
 from app.inference.registry import ModelRef
-from app.inference.session import OnnxSession, Outputs
+from app.inference.session import OnnxSession
 from app.inference.shares import SharingSession
 from tests.models import NAME, SIZE_PX, VERSION, write_models
 from tests.service.harness import load, loader_of, run_here
+
+SPEC = Preprocessing(crop_px=None, size_px=16, resample="nearest", mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 class Paced:
@@ -56,7 +59,7 @@ class Paced:
 def test_the_best_batch_is_measured(seconds: dict[int, float], best: int, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("app.inference.loader.time.perf_counter", lambda: clock[0])
-    assert best_batch(Paced(clock, seconds), 4, lambda errand: run_here(0, errand)) == best
+    assert best_batch(Paced(clock, seconds), SPEC, lambda errand: run_here(0, errand)) == best
 
 
 def test_a_cpu_session_is_tuned_unless_told(models_dir: Path) -> None:

@@ -15,8 +15,9 @@ from app.core.errors import ModelIntegrityError
 from app.core.parts import Novelty
 from app.core.spec import MODEL_FILE, Manifest
 from app.inference.openvino import OpenVinoSession
+from app.inference.outputs import Outputs
 from app.inference.providers import Placement
-from app.inference.session import OnnxSession, Outputs, Session
+from app.inference.session import OnnxSession, Session
 from tests.models import NAME, PREPROCESSING, VERSION, write_models
 from tests.service.harness import make_settings, run_cli, running, samples
 from training.data.drawn import cell_bytes

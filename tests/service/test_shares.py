@@ -14,8 +14,9 @@ from app.core.errors import InferenceError
 from app.core.spec import MODEL_FILE, Manifest
 from app.inference.batcher import Batcher
 from app.inference.opening import open_session
+from app.inference.outputs import Outputs
 from app.inference.providers import CPU_PROVIDER, Placement
-from app.inference.session import OnnxSession, Outputs
+from app.inference.session import OnnxSession
 from app.inference.shares import SharingSession
 from app.metrics import Metrics
 from tests.models import NAME, SIZE_PX, VERSION

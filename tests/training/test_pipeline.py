@@ -280,7 +280,9 @@ def test_int8_states_its_loss_and_is_calibrated_on_training_cells(fitted: Run, t
     kinds = [node.op_type for node in onnx.load(folder / MODEL_FILE).graph.node]
     assert "QuantizeLinear" in kinds
     assert "BatchNormalization" not in kinds[: len(kinds) // 2]
-    logits = onnx_outputs(folder / MODEL_FILE, np.zeros((3, 40, 40, 3), dtype=np.uint8)).logits
+    logits = onnx_outputs(
+        folder / MODEL_FILE, np.zeros((3, 40, 40, 3), dtype=np.uint8), fitted.config().input.spec()
+    ).logits
     assert np.isfinite(logits).all()
 
 
@@ -331,7 +333,7 @@ def test_the_exported_graph_stores_half_and_computes_what_the_network_does(expor
     assert graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     served = served_by(fitted)
     images = np.random.default_rng(0).integers(0, 256, size=(5, 40, 40, 3), dtype=np.uint8)
-    assert check_parity(served, exported / MODEL_FILE, images).cells == 5
+    assert check_parity(served, exported / MODEL_FILE, images, served.spec).cells == 5
     outputs = [(node.name, len(node.type.tensor_type.shape.dim)) for node in graph.graph.output]
     assert outputs == [("logits", 2), ("features", 2), ("evidence", 3), ("novelty", 1)]
 
@@ -341,12 +343,12 @@ def test_novelty_is_fitted_judged_and_shipped(exported: Path, fitted: Run) -> No
     manifest = Manifest.load(exported)
     assert manifest.novelty is not None
     assert (manifest.novelty.method, manifest.novelty.threshold) == (report["method"], report["threshold"])
-    data = fitted.load_data()
-    of_cells = onnx_outputs(exported / MODEL_FILE, data.inputs[data.split.test]).novelty
+    data, spec = fitted.load_data(), fitted.config().input.spec()
+    of_cells = onnx_outputs(exported / MODEL_FILE, data.inputs[data.split.test], spec).novelty
     assert report["cells_flagged"]["test"] == pytest.approx((of_cells > report["threshold"]).mean())
-    drawn = draw_pictures(data, fitted.index().parent, fitted.config().input.spec(), 2)
+    drawn = draw_pictures(data, fitted.index().parent, spec, 2)
     for kind in report["kinds"]:
-        scores = onnx_outputs(exported / MODEL_FILE, drawn[kind["kind"]]).novelty
+        scores = onnx_outputs(exported / MODEL_FILE, drawn[kind["kind"]], spec).novelty
         assert kind["flagged"] == (scores > report["threshold"]).mean(), kind["kind"]
     card = (exported / CARD_FILE).read_text()
     page = (fitted.folder / "report.html").read_text()
@@ -370,13 +372,14 @@ def test_parity_notices_a_wrong_graph(exported: Path, fitted: Run) -> None:
         served.network.head.logits.bias.add_(torch.tensor([0.01, 0.0]))
     images = np.zeros((2, 40, 40, 3), dtype=np.uint8)
     with pytest.raises(ParityError, match="differs"):
-        check_parity(served, exported / MODEL_FILE, images)
+        check_parity(served, exported / MODEL_FILE, images, served.spec)
 
 
 def test_an_answer_does_not_depend_on_its_batch(exported: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, size=(7, 40, 40, 3), dtype=np.uint8)
-    together = onnx_outputs(exported / MODEL_FILE, images)
-    alone = [onnx_outputs(exported / MODEL_FILE, image[None]) for image in images]
+    spec = Manifest.load(exported).preprocessing
+    together = onnx_outputs(exported / MODEL_FILE, images, spec)
+    alone = [onnx_outputs(exported / MODEL_FILE, image[None], spec) for image in images]
     for values, single in zip(together, zip(*alone, strict=True), strict=True):
         np.testing.assert_allclose(values, np.concatenate(single), rtol=1e-5, atol=1e-6)
 

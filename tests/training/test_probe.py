@@ -244,7 +244,8 @@ def test_a_probe_of_what_is_not_frozen_is_refused(changes: dict[str, Any]) -> No
 
 def test_the_command_solves_and_judges(drawn_index: Path, start: Path, tmp_path: Path) -> None:
     words = ["probe", "training/configs/efficientnet-lite0.toml", "--index", str(drawn_index), "--split", "fold:1"]
-    words += ["--start", str(start), "--set", "input.size_px=40", "--out", str(tmp_path / "run")]
+    words += ["--start", str(start), "--set", "input.size_px=48", "--set", "input.windows.sides_px=[32]"]
+    words += ["--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "cross-entropy of held-out subjects" in result.output.replace("\n", " ")

@@ -135,18 +135,18 @@ def test_the_graph_has_whole_weights_and_computes_the_same(tmp_path: Path) -> No
     spec = run_config(input=INPUT | {"size_px": SIDE, "mean": [127.0] * 3, "std": [128.0] * 3}).input.spec()
     served = Served(round_to_half(made), spec, some_novelty(made, SIDE)).eval()
     file = tmp_path / "model.onnx"
-    write_onnx(served, SIDE, file)
+    write_onnx(served, spec, file)
     graph = onnx.load(file).graph
     whole = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.INT8}
     count = sum(isinstance(module, QuantisedConv) for module in made.modules())
     assert len({name for name in whole if name.endswith(".weight")}) == count
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == count
     images = pictures(8, seed=5).numpy()
-    assert check_parity(served, file, images, rounded=True).cells == 8
+    assert check_parity(served, file, images, spec, rounded=True).cells == 8
     with torch.no_grad():
         made.head.logits.bias[0] += 100
     with pytest.raises(ParityError):
-        check_parity(served, file, images, rounded=True)
+        check_parity(served, file, images, spec, rounded=True)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
@@ -247,7 +247,7 @@ def test_openvino_computes_what_the_network_does(model: Path, runs: tuple[Run, R
     data = runs[1].load_data()
     images = np.ascontiguousarray(data.inputs[data.split.test])
     engine = np.concatenate([session.run(image[None]).logits for image in images])
-    network = onnx_outputs(model / "model.int8.onnx", images).logits
+    network = onnx_outputs(model / "model.int8.onnx", images, Manifest.load(model).preprocessing).logits
     assert np.abs(engine - network).max() < 0.1 * np.abs(network).max()
 
 

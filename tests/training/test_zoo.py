@@ -100,9 +100,9 @@ def test_the_exported_graph_computes_what_the_network_does(name: str, network: C
     spec = Preprocessing(crop_px=None, size_px=side(name), resample="nearest", mean=(127.0,) * 3, std=(128.0,) * 3)
     rounded = round_to_half(copy.deepcopy(network))
     served = Served(rounded, spec, some_novelty(rounded, spec.size_px)).eval()
-    write_onnx(served, spec.size_px, tmp_path / "model.onnx")
+    write_onnx(served, spec, tmp_path / "model.onnx")
     images = np.random.default_rng(0).integers(0, 256, size=(3, spec.size_px, spec.size_px, 3), dtype=np.uint8)
-    parity = check_parity(served, tmp_path / "model.onnx", images)
+    parity = check_parity(served, tmp_path / "model.onnx", images, spec)
     assert parity.cells == 3
     halves = sum(weight.numel() for weight in network.parameters()) * 2
     halves += served.novelty.whitening.numel() * 2

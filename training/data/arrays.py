@@ -39,7 +39,7 @@ def load_inputs(cells: pl.DataFrame, root: Path, spec: Preprocessing, cache: Pat
     Raises:
         DataError: A picture is gone, is not the one that was indexed, or can't be decoded.
     """
-    geometry = {name: value for name, value in asdict(spec).items() if name not in {"mean", "std"}}
+    geometry = {name: value for name, value in asdict(spec).items() if name not in {"mean", "std", "windows"}}
     key = hashlib.sha256(json.dumps([geometry, cells["sha256"].to_list()]).encode()).hexdigest()[:16]
     file = cache / f"inputs-{spec.size_px}px-{key}.npy"
     if not file.exists():

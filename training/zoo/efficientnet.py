@@ -3,7 +3,7 @@
 from typing import Any
 
 import timm
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.tables import Activation
 from training.zoo.activations import LAYERS
@@ -33,6 +33,18 @@ def stage_features(backbone: Any, images: Tensor) -> list[Tensor]:
     if hasattr(backbone, "conv_head"):
         features.append(backbone.bn2(backbone.conv_head(features[-1])))
     return features[1:]
+
+
+def stage_strides(backbone: Any) -> tuple[int, ...]:
+    """Return how many pixels lie from one place of a stage's feature map to the next, for each stage."""
+    stride = int(backbone.conv_stem.stride[0])
+    strides = []
+    for stage in backbone.blocks:
+        for layer in stage.modules():
+            if isinstance(layer, nn.Conv2d):
+                stride *= int(layer.stride[0])
+        strides.append(stride)
+    return tuple(strides)
 
 
 def first_stages(backbone: Any, stages: int) -> list[int]:

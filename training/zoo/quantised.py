@@ -6,7 +6,7 @@ computes with rounded floats what an engine computes with whole numbers, so that
 on, and judged by, the rounded features.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -44,6 +44,7 @@ class QuantisedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self._same = isinstance(conv, Conv2dSame)
+        self._pad: tuple[int, ...] = ()
         self._kernel = list(conv.kernel_size)
         self._stride, self._padding = list(conv.stride), conv.padding
         self._dilation, self._groups = list(conv.dilation), conv.groups
@@ -71,6 +72,11 @@ class QuantisedConv(nn.Module):
         self.scale.fill_(scale)
         self.zero_point.fill_(round(-lowest / scale))
 
+    def fix_padding(self) -> None:
+        """Pad every input alike from now on: as 'same' does where sides are multiples of the stride."""
+        if self._same:
+            self._pad = fixed_pad(self._kernel, self._stride)
+
     def scales(self) -> tuple[Tensor, Tensor]:
         """Return what input and weights are multiplied with."""
         return self.scale, self.weight_scale
@@ -80,9 +86,20 @@ class QuantisedConv(nn.Module):
         x = round_trip(x, self.scale, self.zero_point)
         if self._same:
             # After rounding: an engine then makes it part of the convolution, for 0 is a value of its inputs.
-            x = pad_same(x, self._kernel, self._stride, self._dilation)
+            x = functional.pad(x, self._pad) if self._pad else pad_same(x, self._kernel, self._stride, self._dilation)
         weight = dequantise(self.weight, self.weight_scale)
         return functional.conv2d(x, weight, self.bias, self._stride, self._padding, self._dilation, self._groups)
+
+
+def fixed_pad(kernel: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """Return 'same' padding of sides that are multiples of the stride: left, right, top and bottom."""
+    pads = [kernel[axis] - stride[axis] for axis in (1, 0)]
+    return tuple(part for pad in pads for part in (pad // 2, pad - pad // 2))
+
+
+def is_quantised(network: nn.Module) -> bool:
+    """Say whether a network's convolutions are of 8 bits."""
+    return any(isinstance(module, QuantisedConv) for module in network.modules())
 
 
 def lay_out(backbone: Any) -> None:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from app.core.windows import BLACK
 from training.data.labels import ALL
 from training.zoo.classifier import Classifier, Explained
-from training.zoo.efficientnet import first_stages
+from training.zoo.efficientnet import first_stages, stage_strides
 from training.zoo.heads import HEM, Head, OwnGradient
 
-# A pixel is the cell's if a colour is brighter, of 255. JPEG leaves less than this in the black.
-_BLACK: Final = 12.0
 _LEAST_PIXELS: Final = 1e-3
 _LEAST_VARIANCE: Final = 1e-8
 
@@ -91,9 +90,16 @@ class StagedClassifier(Classifier):
         dropout: float = 0.0,
     ) -> None:
         widths = first_stages(backbone, stages)
+        strides = stage_strides(backbone)
         super().__init__(backbone, StatisticsHead(2 * sum(widths), dropout))
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in scaling)
-        self.register_buffer("black", (_BLACK - mean) / std, persistent=False)
+        self._strides = strides
+        self.register_buffer("black", (float(BLACK) - mean) / std, persistent=False)
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one place of the coarsest feature map to the next: windows begin at multiples of it."""
+        return self._strides[-1]
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Return the statistics, shape ``(batch, 2 * channels of all stages)``."""
@@ -114,20 +120,19 @@ class StagedClassifier(Classifier):
         margin = self.head.logits.weight[ALL] - self.head.logits.weight[HEM]
         gradient = standardise.pull_back(margin)
         average = (gradient * standardise.mean).sum() / len(views)
-        grid = (views[-1].weights.shape[-2], views[-1].weights.shape[-1])
-        evidence = torch.zeros_like(views[-1].weights[:, 0])
+        evidence = torch.zeros_like(views[-1].weights)
         for view, (by_mean, by_deviation) in zip(views, self._by_view(gradient, views), strict=True):
-            evidence = evidence + view.evidence(by_mean, by_deviation, average, grid)
-        return Explained(self.head.logits(standardised), standardised, evidence)
+            evidence = evidence + view.evidence(by_mean, by_deviation, average, self._strides[-1])
+        return Explained(self.head.logits(standardised), standardised, evidence[:, 0])
 
     def _views(self, images: Tensor) -> list["_StageView"]:
         # The same as `(images > self.black).any(dim=1)`, which engines compute with slow whole numbers.
         cell = ((images - self.black).amax(dim=1, keepdim=True) > 0).float()
         features = self.backbone.bn1(self.backbone.conv_stem(images))
         views = []
-        for stage in self.backbone.blocks:
+        for stage, stride in zip(self.backbone.blocks, self._strides, strict=True):
             features = stage(features)
-            views.append(_StageView(features.float(), cell))
+            views.append(_StageView(features.float(), cell, stride))
         return views
 
     @staticmethod
@@ -144,11 +149,16 @@ class _StageView:
     Args:
         features: Shape ``(batch, channels, h, w)``, float32.
         cell: 1 on the cell and 0 beside it, shape ``(batch, 1, height, width)``.
+        stride: Pixels of the picture from one place to the next.
     """
 
-    def __init__(self, features: Tensor, cell: Tensor) -> None:
+    def __init__(self, features: Tensor, cell: Tensor, stride: int) -> None:
         self.channels = int(features.shape[1])
-        share = functional.adaptive_avg_pool2d(cell, (features.shape[-2], features.shape[-1]))
+        self._stride = stride
+        # Places at the end of a picture whose side is no multiple cover less. An exported graph of many sizes
+        # knows multiples only, and would compute with every side otherwise.
+        uneven = bool(cell.shape[-2] % stride or cell.shape[-1] % stride)
+        share = functional.avg_pool2d(cell, stride, ceil_mode=uneven)
         # Weights of the places, which sum to 1.
         self.weights = share / share.sum(dim=(2, 3), keepdim=True).clamp_min(_LEAST_PIXELS)
         self._features = features.flatten(2)
@@ -163,24 +173,23 @@ class _StageView:
         """Return mean and deviation of each channel, each of shape ``(batch, channels)``."""
         return self._mean.flatten(1), self._deviation.flatten(1)
 
-    def evidence(self, by_mean: Tensor, by_deviation: Tensor, average: Tensor, grid: tuple[int, int]) -> Tensor:
+    def evidence(self, by_mean: Tensor, by_deviation: Tensor, average: Tensor, stride: int) -> Tensor:
         """Deal a weighted sum of the statistics out over the places.
 
         Args:
             by_mean: Weights of the means, shape ``(channels,)``.
             by_deviation: Weights of the deviations, same shape.
             average: What the sum is for the average cell: taken off, evenly over the cell.
-            grid: Height and width of the result.
+            stride: Pixels from one place of the result to the next; a multiple of this stage's.
 
         Returns:
-            Shape ``(batch, h, w)`` of the grid.
+            Shape ``(batch, 1, h, w)``.
         """
         of_square = by_deviation / self._deviation.transpose(1, 2)
         of_value = by_mean - of_square * self._mean.transpose(1, 2)
         spread = torch.bmm(of_value, self._features) + torch.bmm(of_square, self._squares) - average
-        height, width = self.weights.shape[-2:]
-        placed = spread.view(-1, height, width) * self.weights[:, 0]
-        return _overlap(height, grid[0]).to(placed) @ placed @ _overlap(width, grid[1]).to(placed).T
+        placed = spread.reshape(self.weights.shape) * self.weights
+        return _summed(placed, stride // self._stride)
 
 
 def _joined(views: list[_StageView]) -> Tensor:
@@ -188,9 +197,9 @@ def _joined(views: list[_StageView]) -> Tensor:
     return torch.cat([part for view in views for part in view.statistics()], dim=1)
 
 
-def _overlap(fine: int, coarse: int) -> Tensor:
-    """Share of each of `fine` places that lies in each of `coarse` ones; shape ``(coarse, fine)``, columns sum to 1."""
-    edges = torch.arange(fine + 1, dtype=torch.float64) * coarse / fine
-    places = torch.arange(coarse, dtype=torch.float64)[:, None]
-    inside = (edges[1:].minimum(places + 1) - edges[:-1].maximum(places)).clamp_min(0)
-    return (inside * fine / coarse).float()
+def _summed(places: Tensor, count: int) -> Tensor:
+    """Sums of squares of `count` x `count` places, shape ``(batch, 1, h, w)``; those at the end may be smaller."""
+    height, width = places.shape[-2:]
+    if height % count or width % count:
+        places = functional.pad(places, (0, -width % count, 0, -height % count))
+    return functional.avg_pool2d(places, count) * count**2 if count > 1 else places

@@ -13,6 +13,7 @@ from training.tables import StartConfig
 from training.zoo.classifier import Classifier
 from training.zoo.efficientnet import first_stages
 from training.zoo.grow import grow_efficientnet
+from training.zoo.quantised import lay_out
 from training.zoo.staged import StagedClassifier
 
 _TOP: Final = ("conv_head.", "bn2.")
@@ -74,6 +75,8 @@ def _load(network: Classifier, file: Path) -> None:
     weights = read_weights(file)
     whole = any(name.startswith("backbone.") for name in weights)
     if whole:
+        if any(name.endswith(".weight_scale") for name in weights):
+            lay_out(network.backbone)  # they have been rounded to 8 bits
         _load_state(network, weights, file)
     else:
         _load_state(network.backbone, _of(network, _without_head(weights)), file)
