@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from training.config import ProbeRunConfig, RunConfig
+from training.tables import InputConfig
 
 
 def model_card(
@@ -244,12 +245,19 @@ def _subjects(subjects: list[dict[str, Any]], novelty: dict[str, Any] | None) ->
     return "\n".join(rows)
 
 
+def _looked_at(source: InputConfig) -> str:
+    if source.windows is None:
+        return ""
+    sides = ", ".join(str(side) for side in source.windows.sides_px)
+    return f", and of that the smallest square of {sides} or {source.size_px} px that holds all that is not black"
+
+
 def _recipe(config: RunConfig | ProbeRunConfig) -> str:
     source = config.input
     crop = "the whole picture" if source.crop_px is None else f"a centred crop of {source.crop_px} px"
     start = (
         f"Network `{config.model.network}`, started from: {config.model.start.licence}. "
-        f"Input: {crop}, resized to {source.size_px} px ({source.resample}). "
+        f"Input: {crop}, resized to {source.size_px} px ({source.resample}){_looked_at(source)}. "
     )
     if isinstance(config, ProbeRunConfig):
         return start + (

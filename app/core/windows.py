@@ -85,6 +85,9 @@ def patches(images: NDArray[np.uint8], spec: Preprocessing) -> Iterator[Patch]:
         yield Patch(np.arange(len(images)), [whole] * len(images), images)
         return
     found = [find_window(image, spec.windows) for image in images]
+    if len(images) == 1:
+        yield Patch(np.zeros(1, np.intp), found, np.ascontiguousarray(cut(images[0], found[0]))[None])
+        return
     for side in sorted({window.side for window in found}):
         rows = np.flatnonzero([window.side == side for window in found])
         mine = [found[row] for row in rows]
@@ -108,7 +111,7 @@ def see_windows(
     for patch in patches(images, spec):
         rows.append(patch.rows)
         parts.append(see(patch))
-    if len(parts) == 1:
+    if len(parts) == 1:  # of all pictures, in their order
         return list(parts[0])
     order = np.argsort(np.concatenate(rows))
     return [np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True)]

@@ -147,7 +147,7 @@ class Worker:
         try:
             with self._tracer.span("run", parent=self._tracer.here()):
                 run = session.run_alone if isinstance(session, SharingSession) and self._alone() else session.run
-                outputs = run(np.stack(images))
+                outputs = run(images[0][None] if len(images) == 1 else np.stack(images))
         except DeviceMemoryError:
             if len(images) == 1:
                 raise
