@@ -211,8 +211,8 @@ def lineage(config: DataConfig) -> list[dict[str, Any]]:
     source = file.parent / SOURCE_FILE
     if source.is_file():
         taken = read_report(source)
-        earlier_model = {name: taken[name] for name in ("model", "file", "sha256")}
-        return [entry, {"taken_from": earlier_model}, *taken["lineage"]]
+        entry["taken_from"] = {name: taken[name] for name in ("model", "file", "sha256")}
+        return [entry, *taken["lineage"]]
     earlier = Run(file.parent).feature_config()
     return [entry, *(lineage(earlier) if earlier else [])]
 
