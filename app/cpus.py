@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: affinity and the container's quota, not what the machine has."""
+"""The CPUs: how many this process may use, by affinity and the container's quota, and what they can compute."""
 
 import math
 import os
@@ -7,6 +7,9 @@ from typing import Final
 
 _CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 _OWN_CGROUP: Final = Path("/proc/self/cgroup")
+_CPUINFO: Final = Path("/proc/cpuinfo")
+# Linux's names of the instructions that add up products of 8 bits in 32 bits.
+_WIDE_SUMS: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def usable_cpus() -> int:
@@ -37,6 +40,22 @@ def cgroup_cpus(root: Path = _CGROUP_ROOT, own: Path = _OWN_CGROUP) -> float | N
     group = root / path.lstrip("/")
     quotas = [_quota(folder / "cpu.max") for folder in (group, *group.parents) if folder.is_relative_to(root)]
     return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def saturates_8_bits(cpuinfo: Path = _CPUINFO) -> bool:
+    """Return whether this is an x86 processor that adds up products of 8 bits in 16, where large sums are cut off.
+
+    Without VNNI or AMX it has one instruction for that, ``pmaddubsw``, which saturates.
+
+    Args:
+        cpuinfo: Linux's description of the processors; without one, the answer is no.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
+    return flags is not None and not _WIDE_SUMS & set(flags)
 
 
 def _affine_cpus() -> int:

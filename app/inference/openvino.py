@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from app.core.errors import DeviceMemoryError, InferenceError, ModelIntegrityError, ProviderError
 from app.core.spec import LOGITS_NAME, Manifest
+from app.cpus import saturates_8_bits
 from app.inference.outputs import Outputs, look
 from app.inference.providers import OPENVINO_PROVIDER, Placement
 from app.inference.session import (
@@ -81,12 +82,18 @@ class OpenVinoSession:
             streams: How many calls run at once, sharing the threads; 1 gives all of them to each call.
 
         Raises:
-            ProviderError: The package is not installed, or bfloat16 is asked for and the processor has none.
+            ProviderError: The package is not installed, or the processor can't compute in that precision.
             ModelIntegrityError: The file is no graph, or not one with these inputs and outputs.
         """
         core = _core()
         if placement.precision == "bf16" and "BF16" not in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
             raise ProviderError("bf16 was asked for, but this processor has no instructions for it.")
+        if "int8" in {placement.precision, manifest.precision} and saturates_8_bits():
+            # Measured on such a processor: a fifth of the labels of efficientnet-lite0 were others.
+            raise ProviderError(
+                "8 bits were asked for, but this processor has no VNNI or AMX: it cuts large sums off, and would "
+                "answer wrongly. The model without LEUKOSCOPE_PRECISION=int8 runs on it."
+            )
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if placement.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": placement.threads,

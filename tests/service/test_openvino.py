@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from app.core.errors import InferenceError, ModelIntegrityError, ProviderError
 from app.core.spec import MODEL_FILE, Manifest
+from app.cpus import saturates_8_bits
 from app.inference.opening import open_session
 from app.inference.openvino import OpenVinoSession
 from app.inference.providers import CPU_PROVIDER, OPENVINO_PROVIDER, Placement
@@ -132,3 +133,30 @@ def test_without_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ProviderError, match=r"leukoscope\[openvino\]"):
         open_session(folder / MODEL_FILE, Manifest.load(folder), place())
+
+
+def cpuinfo(folder: Path, *flags: str) -> Path:
+    file = folder / "cpuinfo"
+    file.write_text(f"processor\t: 0\nflags\t\t: fpu sse avx2 {' '.join(flags)}\n", encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("flag", ["avx512_vnni", "avx_vnni", "amx_int8"])
+def test_processors_with_wide_sums_are_known(flag: str, tmp_path: Path) -> None:
+    assert not saturates_8_bits(cpuinfo(tmp_path, flag))
+    assert saturates_8_bits(cpuinfo(tmp_path, "avx512f"))
+
+
+def test_other_processors_are_not_judged(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    assert not saturates_8_bits(file)
+    file.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n", encoding="utf-8")
+    assert not saturates_8_bits(file)
+
+
+@needs_openvino
+def test_8_bits_are_refused_where_they_would_be_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.inference.openvino.saturates_8_bits", lambda: True)
+    with pytest.raises(ProviderError, match="no VNNI or AMX"):
+        open_session(folder / MODEL_FILE, Manifest.load(folder), place(precision="int8"))
+    assert open_session(folder / MODEL_FILE, Manifest.load(folder), place()).provider == OPENVINO_PROVIDER

@@ -15,6 +15,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from app.core.spec import CARD_FILE, MODEL_FILE, Manifest
+from app.cpus import saturates_8_bits
 from app.inference.opening import open_session
 from app.inference.providers import Placement
 from tests.training.conftest import INPUT, SPLIT, run_config, some_novelty
@@ -241,6 +242,8 @@ def test_a_variant_lies_beside_the_model_that_stays_as_it_was(model: Path, runs:
 
 def test_openvino_computes_what_the_network_does(model: Path, runs: tuple[Run, Run]) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if saturates_8_bits():
+        pytest.skip("this processor has no VNNI or AMX")
     manifest = Manifest.load(model)
     placement = Placement(device="cpu", cpu_engine="openvino", precision="int8")
     session = open_session(model / "model.int8.onnx", manifest, placement)
