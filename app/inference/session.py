@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from app.core.errors import DeviceMemoryError, InferenceError, ModelIntegrityError
 from app.core.spec import EVIDENCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, NOVELTY_NAME, Manifest
+from app.cpus import saturates_8_bits
 from app.inference.binding import BoundRunner
 from app.inference.outputs import Outputs, look
 from app.inference.providers import (
@@ -179,6 +180,9 @@ def _create(path: Path, providers: ProviderList, placement: Placement) -> ort.In
     # Threads may spin between two operators, as is the default: measured on two cores, a lone picture is
     # answered sooner then. But not on after a run, when decoding wants their cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if providers == [CPU_PROVIDER] and saturates_8_bits():
+        # A graph of 8 bits stays in floats: its fused kernels would cut sums off.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     # ONNX Runtime prints what goes wrong with a provider; what matters of it is raised or logged here.
     with contextlib.redirect_stdout(io.StringIO()):
         if providers != [CPU_PROVIDER]:

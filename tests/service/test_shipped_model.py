@@ -10,7 +10,7 @@ from app.core.postprocess import postprocess
 from app.core.spec import MODEL_FILE
 from app.cpus import saturates_8_bits
 from app.inference.loader import LoadedModel
-from app.inference.providers import OPENVINO_PROVIDER, Placement
+from app.inference.providers import CPU_PROVIDER, OPENVINO_PROVIDER, Placement
 from app.inference.registry import ModelRef
 from tests.explanations import inside, look, occlusion, randomised, read
 from tests.service.harness import ROOT, load, make_settings, running
@@ -67,6 +67,14 @@ def test_eight_bits_answer_much_the_same(folder: Path, drawn_cells: list[bytes])
     ]
     # Drawn cells are no data: how well real ones are told is in the reports.
     assert np.abs(said[0] - said[1]).mean() < 0.3
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def test_eight_bits_reproduce_their_golden_answer_in_onnx_runtime(folder: Path) -> None:
+    ref = ModelRef(folder.parent.name, folder.name)
+    # Loading compares the answer.
+    model = load(MODELS, Placement(device="cpu", max_batch=1, cpu_engine="onnxruntime", precision="int8"), ref=ref)
+    assert (model.precision, model.session.provider) == ("int8", CPU_PROVIDER)
 
 
 @pytest.mark.anyio
