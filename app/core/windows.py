@@ -63,9 +63,8 @@ def find_window(image: NDArray[np.uint8], windows: Windows) -> Window:
     lefts = int(columns[0]) // step, int(columns[-1]) // step + 1
     least = step * max(tops[1] - tops[0], lefts[1] - lefts[0])
     side = next((side for side in windows.sides_px if side >= least), size)
-    return Window(
-        _begin(*tops, side // step, size // step) * step, _begin(*lefts, side // step, size // step) * step, side
-    )
+    top, left = (step * _begin(*ends, side // step, size // step) for ends in (tops, lefts))
+    return Window(top, left, side)
 
 
 def _begin(first: int, last: int, steps: int, all_steps: int) -> int:
