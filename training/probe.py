@@ -28,7 +28,7 @@ from training.run import HeldOut
 from training.tables import SplitConfig
 from training.trainer import prepare
 from training.zoo import Classifier
-from training.zoo.quantised import is_quantised, quantise
+from training.zoo.quantised import is_quantised, quantise, spread_anew
 from training.zoo.staged import StatisticsHead
 
 _MOST_ITERATIONS: Final = 1000
@@ -70,7 +70,7 @@ def probe(config: ProbeRunConfig, index: Path, folder: Path) -> float:
         TrainingError: The data, the start weights or the folder are wrong.
     """
     run, data, network = prepare(config, index, folder)
-    if config.model.quantised and not is_quantised(network):
+    if config.model.quantised:
         _quantise(network, config, data)
     head = network.head
     assert isinstance(head, StatisticsHead)  # noqa: S101 - the configuration admits no other network
@@ -87,11 +87,15 @@ def probe(config: ProbeRunConfig, index: Path, folder: Path) -> float:
 
 
 def _quantise(network: Classifier, config: ProbeRunConfig, data: Data) -> None:
-    """Round the backbone to 8 bits, for the values that it meets on cells of the training part."""
+    """Round the backbone to 8 bits, for the values that it meets on cells of the training part.
+
+    Weights that are of 8 bits already, those of a shipped model, stay as they are.
+    """
     spec = config.input.spec()
     module = Scaled(network, spec).eval()
     cells = calibration_cells(data.inputs, data.split.train)
-    quantise(network.backbone, (module(torch.from_numpy(batch)) for batch in calibration_batches(cells, spec)))
+    run = (module(torch.from_numpy(batch)) for batch in calibration_batches(cells, spec))
+    (spread_anew if is_quantised(network) else quantise)(network.backbone, run)
 
 
 def solve(features: NDArray[np.float64], truth: NDArray[np.bool_], *, strength: float) -> Solved:

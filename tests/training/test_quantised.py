@@ -34,7 +34,7 @@ from training.variants import add_variant
 from training.zoo import create
 from training.zoo.activations import Relu6ToHardSwish, set_activation_progress
 from training.zoo.classifier import Classifier
-from training.zoo.quantised import QuantisedConv, lay_out, quantise
+from training.zoo.quantised import QuantisedConv, lay_out, quantise, spread_anew
 
 SCALING = ((127.0,) * 3, (128.0,) * 3)
 SIDE = 64
@@ -115,6 +115,22 @@ def test_a_rounded_network_sees_nearly_the_same(name: str) -> None:
     # What is rounded is rounded again by each layer: little after the first stage, more at the end.
     assert 0 < unexplained[:16].median() < 1e-2
     assert unexplained.median() < 0.2
+
+
+def test_ranges_are_found_anew_and_weights_stay() -> None:
+    plain = network()
+    made = rounded(plain)
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    # A picture in which everything is half as far from grey: what each convolution takes is smaller.
+    spread_anew(made.backbone, (made(scaled(pictures(seed=seed)) / 2) for seed in range(2)))
+    after = made.state_dict()
+    stem = made.backbone.conv_stem
+    assert float(stem.scale) == pytest.approx(1 / 256, rel=0.02)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.endswith((".scale", ".zero_point")) for name in changed)
+    spread_anew(made.backbone, (made(scaled(pictures(seed=seed))) for seed in range(2)))
+    assert torch.equal(stem.scale, before["backbone.conv_stem.scale"])
 
 
 def test_what_has_no_pairs_is_refused() -> None:

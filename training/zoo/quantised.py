@@ -7,7 +7,7 @@ on, and judged by, the rounded features.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
@@ -17,6 +17,8 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from training.zoo.rounding import dequantise, round_trip
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _LARGEST_INPUT: Final = 255
 _LARGEST_WEIGHT: Final = 127
@@ -60,13 +62,17 @@ class QuantisedConv(nn.Module):
         Args:
             weight: Float32, of the convolution's shape.
             bias: Shape ``(out_channels,)``.
-            lowest: Of the inputs; 0 is always among the values.
+            lowest: Of the inputs.
             highest: Of the inputs.
         """
         largest = weight.abs().amax(dim=(1, 2, 3)).clamp_min(torch.finfo(weight.dtype).tiny)
         self.weight_scale.copy_(largest / _LARGEST_WEIGHT)
         self.weight.copy_((weight / self.weight_scale.view(-1, 1, 1, 1)).round())
         self.bias.copy_(bias)
+        self.spread(lowest, highest)
+
+    def spread(self, lowest: float, highest: float) -> None:
+        """Spread the 256 input values over a range; 0 is always among them."""
         lowest, highest = min(lowest, 0.0), max(highest, 0.0)
         scale = (highest - lowest) / _LARGEST_INPUT or 1.0
         self.scale.fill_(scale)
@@ -128,12 +134,7 @@ def quantise(backbone: Any, run: Iterable[Any]) -> None:
     for parent, conv, norm in _pairs(backbone):
         convolution, batch_norm = getattr(parent, conv), getattr(parent, norm)
         folded[convolution] = (parent, conv, norm, *_folded(convolution, batch_norm))
-    ranges = {convolution: [0.0, 0.0] for convolution in folded}
-    hooks = [convolution.register_forward_pre_hook(_Watch(ranges[convolution])) for convolution in folded]
-    for _ in run:
-        pass
-    for hook in hooks:
-        hook.remove()
+    ranges = _ranges(folded, run)
     for convolution, (parent, conv, norm, weight, bias) in folded.items():
         rounded = QuantisedConv(convolution)
         rounded.set(weight, bias, *ranges[convolution])
@@ -141,15 +142,39 @@ def quantise(backbone: Any, run: Iterable[Any]) -> None:
         setattr(parent, norm, getattr(parent, norm).act)
 
 
+@torch.no_grad()
+def spread_anew(backbone: Any, run: Iterable[Any]) -> None:
+    """Spread the input values of a backbone of 8 bits over what it meets, in place; its weights stay.
+
+    Args:
+        backbone: With `QuantisedConv`, in evaluation mode.
+        run: Each step runs the backbone on some pictures.
+    """
+    convolutions = [module for module in backbone.modules() if isinstance(module, QuantisedConv)]
+    for convolution, seen in _ranges(convolutions, run).items():
+        convolution.spread(*seen)
+
+
+def _ranges(modules: Iterable[_Module], run: Iterable[Any]) -> dict[_Module, tuple[float, float]]:
+    """Return the least and largest value that each module takes; 0 is always among them."""
+    watches = {module: _Watch() for module in modules}
+    hooks = [module.register_forward_pre_hook(watch) for module, watch in watches.items()]
+    for _ in run:
+        pass
+    for hook in hooks:
+        hook.remove()
+    return {module: (watch.lowest, watch.highest) for module, watch in watches.items()}
+
+
 class _Watch:
     """Notes the range of what a module takes."""
 
-    def __init__(self, seen: list[float]) -> None:
-        self._seen = seen
+    def __init__(self) -> None:
+        self.lowest = self.highest = 0.0
 
     def __call__(self, _module: nn.Module, taken: tuple[Tensor]) -> None:
         lowest, highest = torch.aminmax(taken[0])
-        self._seen[:] = min(self._seen[0], float(lowest)), max(self._seen[1], float(highest))
+        self.lowest, self.highest = min(self.lowest, float(lowest)), max(self.highest, float(highest))
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
