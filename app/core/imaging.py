@@ -1,6 +1,7 @@
 """Decode an uploaded picture, and make of it what the model takes: once, for training and service."""
 
 import io
+import math
 import warnings
 from typing import Final
 
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from app.core.errors import ImageError, ImageTooLargeError, UndecodableImageError
-from app.core.parts import Preprocessing
+from app.core.parts import Preprocessing, Resample
+from app.core.png import decode_plain
 
 ACCEPTED_FORMATS: Final = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
 DEFAULT_MAX_PIXELS: Final = 4096 * 4096
@@ -23,6 +25,9 @@ _RESAMPLING: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+# How far a filter reaches from its middle, in pixels of the smaller picture.
+_REACH: Final[dict[Resample, float]] = {"box": 0.5, "bilinear": 1, "hamming": 1, "bicubic": 2, "lanczos": 3}
 
 _DENOISING: Final = {"median-3": ImageFilter.MedianFilter(3), "median-5": ImageFilter.MedianFilter(5)}
 
@@ -50,6 +55,9 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise UndecodableImageError(f"The picture is empty (0 bytes); {_EXPECTED}.")
+    plain = decode_plain(data, max_pixels)
+    if plain is not None:
+        return Image.fromarray(plain)
     try:
         with Image.open(io.BytesIO(data), formats=ACCEPTED_FORMATS) as image:
             _check(image, max_pixels)
@@ -82,10 +90,7 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
         image = image.crop(crop_box(image.size, spec))
     if spec.denoise != "none":
         image = image.filter(_DENOISING[spec.denoise])
-    size = (spec.size_px, spec.size_px)
-    if image.size != size:
-        image = image.resize(size, _RESAMPLING[spec.resample])
-    return np.array(image, dtype=np.uint8)
+    return _resized(image, spec)
 
 
 def crop_box(size: tuple[int, int], spec: Preprocessing) -> tuple[int, int, int, int]:
@@ -103,6 +108,31 @@ def crop_box(size: tuple[int, int], spec: Preprocessing) -> tuple[int, int, int,
         return 0, 0, width, height
     left, top = (width - spec.crop_px) // 2, (height - spec.crop_px) // 2
     return left, top, left + spec.crop_px, top + spec.crop_px
+
+
+def _resized(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
+    """Resize a picture to the model's input; of a square one, black that stays so is not computed."""
+    side = spec.size_px
+    if image.size == (side, side):
+        return np.array(image, dtype=np.uint8)
+    resampling, reach = _RESAMPLING[spec.resample], _REACH.get(spec.resample)
+    seen = image.getbbox()
+    if seen is None or reach is None or image.width != image.height:
+        return np.array(image.resize((side, side), resampling), dtype=np.uint8)
+    # Where a pixel of both sides begins: what begins there comes out as if all were resized.
+    steps = math.gcd(image.width, side)
+    step, out = image.width // steps, side // steps
+    margin = math.ceil(reach * max(1.0, image.width / side)) + 1
+    begins = [max(0, seen[axis] - margin) // step for axis in (0, 1)]
+    ends = [min(steps, -(-(seen[axis + 2] + margin) // step)) for axis in (0, 1)]
+    # Square, for Pillow resizes wide pictures in another order than others, and rounds between.
+    count = max(ends[0] - begins[0], ends[1] - begins[1])
+    left, top = (min(begin, steps - count) for begin in begins)
+    box = (left * step, top * step, (left + count) * step, (top + count) * step)
+    pixels = np.zeros((side, side, 3), dtype=np.uint8)
+    part = image.resize((count * out, count * out), resampling, box=box)
+    pixels[top * out : (top + count) * out, left * out : (left + count) * out] = np.asarray(part)
+    return pixels
 
 
 def _check(image: Image.Image, max_pixels: int) -> None:

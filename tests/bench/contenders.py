@@ -85,7 +85,7 @@ def contenders() -> dict[str, Contender]:
         ),
         Contender(
             "mosec-windows",
-            "As mosec, and it looks at each cell in its window, as leukoscope does: what the service itself is worth.",
+            "As mosec, with leukoscope's decoding and windows: what the service itself is worth.",
             ("-m", f"{_SERVERS}.mosec_server", "--address", "127.0.0.1", "--port", "{port}", "--timeout", "60000"),
             "mosec",
             path="/inference",

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import struct
 import zlib
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from app.core.errors import ImageError, ImageTooLargeError, ManifestError, UndecodableImageError
 from app.core.imaging import decode, preprocess
-from app.core.parts import Preprocessing
+from app.core.parts import Preprocessing, Resample
 from training.data.drawn import draw_cell
 
 CELL = draw_cell("ALL", seed=1, side_px=50)
@@ -213,6 +214,24 @@ def test_preprocess_gives_the_models_shape() -> None:
 
 def test_preprocess_crops_the_centre_without_resampling() -> None:
     np.testing.assert_array_equal(preprocess(CELL, spec(30, 30)), pixels(CELL)[10:40, 10:40])
+
+
+@given(st.data())
+def test_black_that_is_not_computed_would_have_come_out_black(data: st.DataObject) -> None:
+    """Whatever is resized comes out as if all of it were resized by Pillow, to the last bit."""
+    width = data.draw(st.sampled_from([40, 60, 64, 77, 160, 320]))
+    height = data.draw(st.sampled_from([width, width, 90]))
+    size_px = data.draw(st.sampled_from([28, 56, 64, 90, 224]))
+    resample: Resample = data.draw(st.sampled_from(get_args(Resample)))
+    left, right = sorted(data.draw(st.integers(0, width)) for _ in range(2))
+    top, bottom = sorted(data.draw(st.integers(0, height)) for _ in range(2))
+    picture = np.zeros((height, width, 3), np.uint8)
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    picture[top:bottom, left:right] = np.random.default_rng(seed).integers(0, 256, (bottom - top, right - left, 3))
+    image = Image.fromarray(picture)
+    expected = image.resize((size_px, size_px), Image.Resampling[resample.upper()])
+    found = preprocess(image, dataclasses.replace(spec(None, size_px), resample=resample))
+    np.testing.assert_array_equal(found, pixels(expected))
 
 
 def test_preprocess_adds_black_around_a_small_picture() -> None:

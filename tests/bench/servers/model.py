@@ -1,12 +1,17 @@
-"""What every peer computes: the service's own decoding, then ONNX Runtime, then a softmax."""
+"""What every peer computes: Pillow's decoding, then ONNX Runtime, then a softmax."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
+from PIL import Image
 
-from app.core.imaging import decode, preprocess
+from app.core.imaging import crop_box, decode, preprocess
+from app.core.parts import Preprocessing
 from app.core.postprocess import postprocess
 from app.core.spec import INPUT_NAME, LOGITS_NAME, MODEL_FILE, Manifest
 from app.core.windows import patches
@@ -15,7 +20,7 @@ from app.core.windows import patches
 class Model:
     """The model that `BENCH_MODEL` names, in ONNX Runtime on `BENCH_DEVICE`, with `BENCH_THREADS` threads.
 
-    It takes whole pictures, or with `BENCH_WINDOWS=1` what this project's service looks at.
+    It decodes with Pillow and takes whole pictures, or with `BENCH_WINDOWS=1` does both as this project's service.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -40,10 +45,18 @@ class Model:
     def answer(self, data: bytes) -> dict[str, Any]:
         """Answer one encoded picture."""
         spec = self.manifest.preprocessing
-        pixels = preprocess(decode(data), spec)[None]
-        if self._in_windows:
-            (patch,) = patches(pixels, spec)
-            pixels = patch.pixels
+        pixels = _in_window(data, spec) if self._in_windows else _whole(data, spec)
         logits = self.session.run([LOGITS_NAME], {INPUT_NAME: pixels})[0]
         prediction = postprocess(logits[0], self.manifest)
         return {"label": prediction.label, "probabilities": prediction.probabilities}
+
+
+def _in_window(data: bytes, spec: Preprocessing) -> NDArray[np.uint8]:
+    (patch,) = patches(preprocess(decode(data), spec)[None], spec)
+    return patch.pixels
+
+
+def _whole(data: bytes, spec: Preprocessing) -> NDArray[np.uint8]:
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    seen = picture.crop(crop_box(picture.size, spec))
+    return np.asarray(seen.resize((spec.size_px, spec.size_px), Image.Resampling[spec.resample.upper()]))[None]
