@@ -106,13 +106,23 @@ def see_windows(
     Returns:
         Each of those arrays with a row for every picture of the batch, in order.
     """
-    rows, parts = [], []
-    for patch in patches(images, spec):
-        rows.append(patch.rows)
-        parts.append(see(patch))
+    seen = list(patches(images, spec))
+    return in_order(seen, [see(patch) for patch in seen])
+
+
+def in_order(seen: Sequence[Patch], parts: Sequence[Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
+    """Put what is said of a batch's patches together.
+
+    Args:
+        seen: All patches of a batch.
+        parts: Of each patch the same arrays, each with a row for every picture.
+
+    Returns:
+        Each of those arrays with a row for every picture of the batch, in order.
+    """
     if len(parts) == 1:  # of all pictures, in their order
         return list(parts[0])
-    order = np.argsort(np.concatenate(rows))
+    order = np.argsort(np.concatenate([patch.rows for patch in seen]))
     return [np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True)]
 
 

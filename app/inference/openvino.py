@@ -2,10 +2,14 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
@@ -34,6 +38,8 @@ _DEVICE: Final = "CPU"
 _TELEMETRY: Final = "openvino_telemetry"
 # Measured on EfficientNet-B3: 8 pictures at once are hardly faster than 4, and take twice as long to come.
 _MAX_PORTION: Final = 4
+# A call has one portion running and the next one ready, so that no stream waits for Python between the two.
+_AHEAD: Final = 2
 _COMPILE_THREADS: Final = "openvino-compile"
 
 Shape = tuple[int, int]
@@ -60,13 +66,14 @@ class OpenVinoSession:
             manifest: Of the model.
             max_batch: Most pictures in one call.
         """
+        self._tensor = _package().Tensor
         self._labels = len(manifest.labels)
         self._spec = manifest.preprocessing
         self._names = [_output_name(port) for port in next(iter(compiled.values())).outputs]
         self._sizes = sorted({size for size, _ in compiled}, reverse=True)
         self._requests: dict[Shape, SimpleQueue[ov.InferRequest]] = {shape: SimpleQueue() for shape in compiled}
         for shape, model in compiled.items():
-            for _ in range(int(model.get_property("NUM_STREAMS"))):
+            for _ in range(_AHEAD * int(model.get_property("NUM_STREAMS"))):
                 self._requests[shape].put(model.create_infer_request())
         self.max_batch = max_batch
         self.provider: str = OPENVINO_PROVIDER
@@ -85,7 +92,7 @@ class OpenVinoSession:
             ProviderError: The package is not installed, or the processor can't compute in that precision.
             ModelIntegrityError: The file is no graph, or not one with these inputs and outputs.
         """
-        core = _core()
+        core = _package().Core()
         if placement.precision == "bf16" and "BF16" not in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
             raise ProviderError("bf16 was asked for, but this processor has no instructions for it.")
         if "int8" in {placement.precision, manifest.precision} and saturates_8_bits():
@@ -113,35 +120,84 @@ class OpenVinoSession:
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Compute the model's outputs; see `Session.run`."""
-        return look(images, self._spec, self._names, self._in_portions)
+        return look(images, self._spec, self._names, self._infer)
 
-    def _in_portions(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        portions, start = [], 0
-        while start < len(images):
-            size = next(size for size in self._sizes if size <= len(images) - start)
-            portions.append(self._infer(images[start : start + size]))
-            start += size
-        return portions[0] if len(portions) == 1 else [np.concatenate(arrays) for arrays in zip(*portions, strict=True)]
-
-    def _infer(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        queue = self._requests.get((images.shape[0], images.shape[1]))
-        if queue is None:
-            raise InferenceError(f"The model was not compiled for pictures of shape {images.shape[1:]}.")
-        request = queue.get()
+    def _infer(self, batches: Sequence[NDArray[np.uint8]]) -> list[list[NDArray[np.float32]]]:
+        said: list[list[list[NDArray[np.float32]]]] = [[] for _ in batches]
+        running: deque[_Run] = deque()
         try:
-            results = request.infer([images], share_inputs=True)
-            arrays = [np.array(results[index]) for index in range(len(self._names))]
+            for index, batch in enumerate(batches):
+                for portion in self._portions(batch):
+                    if len(running) == _AHEAD:
+                        self._end(running, said)
+                    running.append(self._start(index, portion))
+            while running:
+                self._end(running, said)
+        except InferenceError:
+            raise
         except Exception as error:
             if is_out_of_memory(error):
-                raise DeviceMemoryError(f"There is no memory for a batch of {len(images)} pictures.") from error
+                raise DeviceMemoryError(f"There is no memory for {sum(map(len, batches))} pictures.") from error
             raise InferenceError("The model failed on this batch of pictures.") from error
         finally:
-            queue.put(request)
-        check_logits(arrays[self._names.index(LOGITS_NAME)], len(images), self._labels)
-        return arrays
+            for run in running:
+                with suppress(Exception):  # the first fault is told
+                    run.request.wait()
+                self._requests[run.shape].put(run.request)
+        return [
+            portions[0] if len(portions) == 1 else [np.concatenate(arrays) for arrays in zip(*portions, strict=True)]
+            for portions in said
+        ]
+
+    def _portions(self, batch: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        start = 0
+        while start < len(batch):
+            size = next(size for size in self._sizes if size <= len(batch) - start)
+            yield batch[start : start + size]
+            start += size
+
+    def _start(self, index: int, images: NDArray[np.uint8]) -> "_Run":
+        shape = images.shape[0], images.shape[1]
+        if shape not in self._requests:
+            raise InferenceError(f"The model was not compiled for pictures of shape {images.shape[1:]}.")
+        request = self._requests[shape].get()
+        try:
+            tensor = self._tensor(images, shared_memory=True)
+            request.set_input_tensor(tensor)
+            request.start_async()
+        except Exception:
+            self._requests[shape].put(request)
+            raise
+        return _Run(index, shape, request, tensor)
+
+    def _end(self, running: "deque[_Run]", said: list[list[list[NDArray[np.float32]]]]) -> None:
+        """Wait for the first of what runs, and note what it says."""
+        run = running[0]
+        run.request.wait()
+        arrays = [np.array(run.request.get_output_tensor(index).data) for index in range(len(self._names))]
+        check_logits(arrays[self._names.index(LOGITS_NAME)], run.shape[0], self._labels)
+        said[run.index].append(arrays)
+        self._requests[run.shape].put(running.popleft().request)
 
 
-def _core() -> "ov.Core":
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A portion on its way through the model.
+
+    Attributes:
+        index: Of its batch.
+        shape: Its own.
+        request: Of that shape.
+        images: Kept until the run's end, for the model reads them where they are.
+    """
+
+    index: int
+    shape: Shape
+    request: "ov.InferRequest"
+    images: "ov.Tensor"
+
+
+def _package() -> ModuleType:
     # The package tells its makers of each import, over the network, where openvino-telemetry can be imported.
     # None is Python's own way to say that a module can't be; the package then does without.
     sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # typed as if there were modules only
@@ -151,7 +207,8 @@ def _core() -> "ov.Core":
         raise ProviderError(
             "OpenVINO was asked for, but it is not installed: pip install 'leukoscope[openvino]'"
         ) from error
-    return openvino.Core()
+    module: ModuleType = openvino
+    return module
 
 
 def _compile(

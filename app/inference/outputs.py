@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from app.core.parts import Preprocessing
 from app.core.spec import EVIDENCE_NAME
-from app.core.windows import Patch, put_back, see_windows
+from app.core.windows import in_order, patches, put_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +78,25 @@ def look(
     images: NDArray[np.uint8],
     spec: Preprocessing,
     names: Sequence[str],
-    infer: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]],
+    infer: Callable[[Sequence[NDArray[np.uint8]]], Sequence[Sequence[NDArray[np.float32]]]],
 ) -> Outputs:
-    """Compute a model's outputs, for pictures of one window size at a time.
+    """Compute a model's outputs, each picture's in its window.
 
     Args:
         images: Shape ``(n, size_px, size_px, 3)``, RGB, 0..255.
         spec: The model's preprocessing.
         names: Of its outputs.
-        infer: Gives them for pictures of one size.
+        infer: Gives them for some batches, each with pictures of one size.
 
     Returns:
         One row for each picture; evidence lies on the whole picture's grid.
     """
-
-    def see(patch: Patch) -> list[NDArray[np.float32]]:
-        arrays = zip(names, infer(patch.pixels), strict=True)
-        return [put_back(array, patch, spec.size_px) if name == EVIDENCE_NAME else array for name, array in arrays]
-
-    return Outputs(**dict(zip(names, see_windows(images, spec, see), strict=True)))
+    seen = list(patches(images, spec))
+    parts = [
+        [
+            put_back(array, patch, spec.size_px) if name == EVIDENCE_NAME else array
+            for name, array in zip(names, arrays, strict=True)
+        ]
+        for patch, arrays in zip(seen, infer([patch.pixels for patch in seen]), strict=True)
+    ]
+    return Outputs(**dict(zip(names, in_order(seen, parts), strict=True)))

@@ -114,7 +114,7 @@ class OnnxSession:
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Compute the model's outputs; see `Session.run`."""
-        return look(images, self._spec, self._outputs, self._infer)
+        return look(images, self._spec, self._outputs, lambda batches: [self._infer(batch) for batch in batches])
 
     def _infer(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         count = len(images)
