@@ -1,4 +1,4 @@
 """Shared kernel of service and training: manifest, imaging, postprocessing, errors.
 
-Needs numpy and Pillow only, and imports nothing else of this project.
+Needs numpy, Pillow and kornia-rs only, and imports nothing else of this project.
 """
