@@ -43,6 +43,7 @@ _TUNING_RUNS: Final = 3
 # A batch costs the service some milliseconds beside the model, so a larger one may be this much slower per picture:
 # with 16 connections and efficientnet-b3, batches of 4 gave 1.1 times as many answers as single pictures.
 _HARDLY_SLOWER: Final = 1.03
+_LONGEST_S: Final = 0.06  # of a batch, for the first of its pictures waits for the last
 # What an engine rounds to by itself, and how far a logit may then be from the golden one.
 _BY_ENGINE: Final = {("fp16", TENSORRT_PROVIDER): 0.05, ("bf16", OPENVINO_PROVIDER): 0.25}
 
@@ -145,10 +146,9 @@ class Loader:
         known_batch = self._best_batches.get(_network(manifest, placement))
         if known_batch is not None and tuned:
             session.max_batch = known_batch
-        # ONNX Runtime has nothing to learn from a larger batch on a CPU, and a lone request would wait for it.
-        spared = gently and session.provider == CPU_PROVIDER
+        # ONNX Runtime has nothing to learn from a larger batch on a CPU.
         alone = session.narrow if isinstance(session, SharingSession) and placement.callers > 1 else session
-        largest = min(session.max_batch, placement.threads) if spared else session.max_batch
+        largest = min(session.max_batch, placement.threads) if session.provider == CPU_PROVIDER else session.max_batch
         try:
             warm_up(session, spec, run, largest)
             if alone is not session:
@@ -223,7 +223,8 @@ def best_batch(session: Session, spec: Preprocessing, run: Callable[[Errand], No
         at_least: The smallest limit that is tried.
 
     Returns:
-        The largest of 1..`session.max_batch` that is hardly slower per picture than the fastest.
+        The largest of 1..`session.max_batch` that is hardly slower per picture than the fastest, and takes no longer
+        than a wait that nobody notices.
     """
     seconds: list[float] = []
 
@@ -241,8 +242,9 @@ def best_batch(session: Session, spec: Preprocessing, run: Callable[[Errand], No
         for _ in range(_TUNING_RUNS):
             run(partial(timed, _squares(batch, side_px, spec)))
         paces[batch] = min(seconds) / batch
-    fastest_s = min(paces.values())
-    return max(batch for batch, pace_s in paces.items() if pace_s <= fastest_s * _HARDLY_SLOWER)
+    enough_s = min(paces.values()) * _HARDLY_SLOWER
+    short = {batch: pace_s for batch, pace_s in paces.items() if batch * pace_s <= _LONGEST_S}
+    return max((batch for batch, pace_s in short.items() if pace_s <= enough_s), default=min(paces))
 
 
 def _squares(batch: int, side_px: int, spec: Preprocessing) -> NDArray[np.uint8]:

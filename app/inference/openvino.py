@@ -38,8 +38,8 @@ _DEVICE: Final = "CPU"
 _TELEMETRY: Final = "openvino_telemetry"
 # Measured on EfficientNet-B3: 8 pictures at once are hardly faster than 4, and take twice as long to come.
 _MAX_PORTION: Final = 4
-# A call has one portion running and the next one ready, so that no stream waits for Python between the two.
-_AHEAD: Final = 2
+# A call has some portions ready beside the one that runs, so that no stream waits for Python.
+_AHEAD: Final = 4
 _COMPILE_THREADS: Final = "openvino-compile"
 
 Shape = tuple[int, int]

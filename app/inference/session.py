@@ -33,8 +33,7 @@ _LOG: Final = logging.getLogger(__name__)
 _OUTPUT_AXES: Final = {LOGITS_NAME: 2, FEATURES_NAME: 2, EVIDENCE_NAME: 3, NOVELTY_NAME: 1}
 OUTPUT_NAMES: Final = frozenset(_OUTPUT_AXES)
 _GPU_MAX_BATCH: Final = 32
-# The largest batches that are tried on a CPU, in all and for each thread: measured on two cores, 1 to 4 pictures
-# for a thread answer most pictures a second.
+# The largest batches that are tried on a CPU, by a thread of its own and for each of several that share one.
 _CPU_MAX_BATCH: Final = 8
 _CPU_MAX_SHARE: Final = 4
 # How ONNX Runtime's allocators say that there is no room.
@@ -145,7 +144,7 @@ def check_logits(logits: NDArray[np.float32], count: int, labels: int) -> None:
 def cpu_max_batch(placement: Placement) -> int:
     """Return the largest batch that is tried on a CPU."""
     if placement.callers > 1:  # each of them has a thread
-        return _CPU_MAX_SHARE
+        return _CPU_MAX_BATCH
     return max(_CPU_MAX_BATCH, _CPU_MAX_SHARE * placement.threads)
 
 

@@ -142,7 +142,7 @@ def test_what_a_placement_opens(models_dir: Path) -> None:
     for count in (1, 2, 7):
         assert_alike(shared.run(images[:count]), alone.run(images[:count]))
     called = open_session(folder / MODEL_FILE, manifest, Placement(device="cpu", threads=3, callers=3))
-    assert called.max_batch == 4
+    assert called.max_batch == 8
     assert_alike(called.run(images[:4]), alone.run(images[:4]))
 
 
