@@ -39,7 +39,9 @@ def decode_plain(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
         return None
     try:
         pixels: NDArray[np.uint8] = kornia_io.decode_image_png_u8(data, size, "rgb")
-    except Exception:  # noqa: BLE001 - of no finer type; Pillow then says what is wrong
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - of no finer type, and a panic of Rust's is no Exception; Pillow says what is wrong
         return None
     return pixels
 

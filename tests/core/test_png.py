@@ -99,6 +99,40 @@ def test_what_is_damaged_is_left_to_pillow_or_unharmed(data: st.DataObject) -> N
     assert decoded is None or np.array_equal(decoded, np.asarray(CELL))
 
 
+@given(st.data())
+def test_any_scanlines_come_out_as_pillow_s(data: st.DataObject) -> None:
+    """All filters, wrong ones too, and too few or too many bytes, in chunks that are whole."""
+    width, height = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    filters = st.sampled_from([0, 1, 2, 3, 4, 5])
+    line = st.builds(
+        lambda kind, content: bytes([kind]) + content, filters, st.binary(min_size=3 * width, max_size=3 * width)
+    )
+    lines = b"".join(data.draw(st.lists(line, min_size=height, max_size=height)))
+    lines = data.draw(st.sampled_from([lines, lines[:-1], lines[: len(lines) // 2], lines + b"more"]))
+    packed = zlib.compress(lines)
+    cut = data.draw(st.integers(0, len(packed)))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", packed[:cut]), (b"IDAT", packed[cut:]), (b"IEND", b"")]
+    whole = png.SIGNATURE + b"".join(chunk(kind, content) for kind, content in parts)
+    decoded = png.decode_plain(whole, MAX_PIXELS)
+    if decoded is not None:
+        with Image.open(io.BytesIO(whole)) as image:
+            assert np.array_equal(decoded, np.asarray(image))
+
+
+class Panic(BaseException):
+    """As PyO3's, which is no `Exception`."""
+
+
+def test_a_panic_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise Panic
+
+    monkeypatch.setattr("app.core.png.kornia_io.decode_image_png_u8", broken)
+    assert png.decode_plain(encode(CELL), MAX_PIXELS) is None
+    assert np.array_equal(np.asarray(decode(encode(CELL))), np.asarray(CELL))
+
+
 def test_bounds_are_kept() -> None:
     data = encode(CELL)
     assert png.decode_plain(data, 50 * 50) is not None
