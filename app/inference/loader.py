@@ -146,8 +146,8 @@ class Loader:
         known_batch = self._best_batches.get(_network(manifest, placement))
         if known_batch is not None and tuned:
             session.max_batch = known_batch
-        # ONNX Runtime has nothing to learn from a larger batch on a CPU.
         alone = session.narrow if isinstance(session, SharingSession) and placement.callers > 1 else session
+        # ONNX Runtime has nothing to learn from a larger batch on a CPU.
         largest = min(session.max_batch, placement.threads) if session.provider == CPU_PROVIDER else session.max_batch
         try:
             warm_up(session, spec, run, largest)

@@ -133,6 +133,13 @@ def test_a_panic_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(np.asarray(decode(encode(CELL))), np.asarray(CELL))
 
 
+def test_a_file_of_empty_chunks_is_not_walked_to_its_end() -> None:
+    data = encode(CELL)
+    few, many = (data[:33] + chunk(b"tIME", b"") * count + data[33:] for count in (10, 100_000))
+    assert png.decode_plain(few, MAX_PIXELS) is not None
+    assert png.decode_plain(many, MAX_PIXELS) is None
+
+
 def test_bounds_are_kept() -> None:
     data = encode(CELL)
     assert png.decode_plain(data, 50 * 50) is not None
