@@ -15,6 +15,7 @@ from training.config import RunConfig
 from training.data.augment import Augment, draw_flips
 from training.data.datamodule import Batch
 from training.data.labels import ALL, LABELS
+from training.depthwise import DepthwiseGradients
 from training.errors import RunError
 from training.losses import classification_loss
 from training.optimisers import build_optimiser, with_schedule
@@ -115,7 +116,8 @@ class CellModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  Lightning's signature
         """Return the loss of a batch."""
-        logits, penalty = self._classify(batch.images)
+        with DepthwiseGradients():
+            logits, penalty = self._classify(batch.images)
         loss = classification_loss(
             logits,
             batch.targets,
