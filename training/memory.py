@@ -10,7 +10,7 @@ from typing import Final
 
 _TRIM_THRESHOLD: Final = -1
 _MMAP_MAX: Final = -4
-# Any number would be one: a training step frees more than the two gigabytes that fit mallopt's int.
+# A number would be a bound, of two gigabytes at most, and a training step frees more.
 _NEVER: Final = -1
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.learning CONFIG...`: images a second of training steps, as they are and without one device.
+"""`python -m tests.bench.learning CONFIG...`: images a second of training steps on a processor.
 
 Steps with and without `training.depthwise` take turns in one process, on drawn pictures, so that a busy
 machine slows both alike.
