@@ -19,7 +19,7 @@ from torch import Tensor
 from training.config import FeatureRunConfig
 from training.data.augment import Augment
 from training.data.datamodule import Batch, CellData
-from training.depthwise import DepthwiseGradients
+from training.gradients import QuickGradients
 from training.module import Normalise, step_seed
 from training.optimisers import warmup_then_cosine
 from training.run import CHECKPOINTS
@@ -64,7 +64,7 @@ class FeatureModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  Lightning's signature
         """Return the summed unexplained variance of all stages."""
-        with DepthwiseGradients():
+        with QuickGradients():
             loss = self._unexplained(self._augment(self._crop(batch.images).permute(0, 3, 1, 2)))
         self.log("train_unexplained", loss.detach().mean(), prog_bar=True, batch_size=len(batch.images))
         return loss.sum()

@@ -15,8 +15,8 @@ from training.config import RunConfig
 from training.data.augment import Augment, draw_flips
 from training.data.datamodule import Batch
 from training.data.labels import ALL, LABELS
-from training.depthwise import DepthwiseGradients
 from training.errors import RunError
+from training.gradients import QuickGradients
 from training.losses import classification_loss
 from training.optimisers import build_optimiser, with_schedule
 from training.zoo import Classifier
@@ -116,7 +116,7 @@ class CellModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  Lightning's signature
         """Return the loss of a batch."""
-        with DepthwiseGradients():
+        with QuickGradients():
             logits, penalty = self._classify(batch.images)
         loss = classification_loss(
             logits,

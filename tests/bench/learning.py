@@ -1,6 +1,6 @@
 """`python -m tests.bench.learning CONFIG...`: images a second of training steps on a processor.
 
-Steps with and without `training.depthwise` take turns in one process, on drawn pictures, so that a busy
+Steps with and without `training.gradients` take turns in one process, on drawn pictures, so that a busy
 machine slows both alike.
 """
 
@@ -22,15 +22,15 @@ from torch.utils.data import DataLoader, Dataset
 import training.module
 from training.config import RunConfig, load_config
 from training.data.datamodule import Batch
-from training.depthwise import DepthwiseGradients
+from training.gradients import QuickGradients
 from training.memory import keep_freed_memory
 from training.module import CellModule
 from training.run import network_of
 from training.trainer import hushed
 
 _VARIANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
-    "as it is": DepthwiseGradients,
-    "PyTorch's depthwise gradients": nullcontext,
+    "as it is": QuickGradients,
+    "PyTorch's gradients": nullcontext,
 }
 # Steps of each variant that are not counted: memory is new, and libraries choose their kernels.
 _WARM_UP: Final = 2
@@ -58,7 +58,7 @@ class _Turns(Callback):
 
     def on_train_batch_start(self, *hook: Any) -> None:
         # The module looks its name up anew in each step.
-        setattr(training.module, DepthwiseGradients.__name__, _VARIANTS[self._variant(hook)])
+        setattr(training.module, QuickGradients.__name__, _VARIANTS[self._variant(hook)])
         self._began = time.perf_counter()
 
     def on_train_batch_end(self, *hook: Any) -> None:
