@@ -79,7 +79,7 @@ class FitConfig(Table):
             subject's cell count; ``none`` shuffles.
         label_smoothing: 0..1.
         freeze_norm: Keep the backbone's batch-norm statistics as they started.
-        precision: Lightning's name, such as ``32-true`` or ``bf16-mixed``.
+        precision: Lightning's name, such as ``32-true`` or ``bf16-mixed``, of the training; validation is in float32.
         accelerator: Lightning's name; ``auto`` takes a GPU where there is one.
         devices: Number of GPUs, or of processes on the CPU, over all machines; more than one train data-parallel.
         patience: Epochs without a smaller validation loss before the run stops; 0 never stops.

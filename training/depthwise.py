@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Pictures whose weight's gradient is taken at once: their copies in float32 stay in a core's caches.
+# Of pictures and gradients whose copies in float32 are made at once: they stay in the caches.
 _CHUNK_BYTES: Final = 4 * 2**20
 _TILE: Final = 3
 
@@ -71,6 +71,8 @@ def _to_images(ctx: Any, gradient: Tensor, images: Tensor, weight: Tensor) -> Te
         around = [side - 1 - pad for side, pad in zip(weight.shape[2:], ctx.padding, strict=True)]
         return torch.conv2d(gradient, turned, None, 1, around, 1, ctx.groups)
     wide = weight.float()
+    if gradient.dtype == wide.dtype:
+        return _gradients(ctx, gradient, images, wide, ctx.padding, 0)
     to_images = torch.empty_like(images)
     for of_output, pictures, out in _chunks(gradient, images, to_images):
         out.copy_(_gradients(ctx, of_output.float(), pictures, wide, ctx.padding, 0))
@@ -81,7 +83,8 @@ def _to_weight(ctx: Any, gradient: Tensor, images: Tensor, weight: Tensor) -> Te
     """Gradient of the weight, taken in float32, by tiles of 3 x 3 of its places."""
     starts = list(product(*(_tiles(side) for side in weight.shape[2:])))
     sums = weight.new_zeros((len(starts), ctx.groups, 1, _TILE, _TILE), dtype=torch.float32)
-    for of_output, pictures in _chunks(gradient, images):
+    as_it_is = len(starts) == 1 and gradient.dtype == sums.dtype
+    for of_output, pictures in [(gradient, images)] if as_it_is else _chunks(gradient, images):
         output = of_output.float()
         views, padding = _seen_by(starts, ctx, pictures.float(), output)
         for total, view in zip(sums, views, strict=True):
@@ -119,9 +122,9 @@ def _tiles(side: int) -> list[int]:
 
 
 def _chunks(gradient: Tensor, images: Tensor, *more: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Cut batches into parts of a size that the caches of all cores together hold."""
+    """Cut batches into parts that fit into the caches."""
     of_one = 4 * (gradient[0].numel() + images[0].numel())
-    pictures = max(1, _CHUNK_BYTES * torch.get_num_threads() // of_one)
+    pictures = max(1, _CHUNK_BYTES // of_one)
     return zip(*(torch.split(tensor, pictures) for tensor in (gradient, images, *more)), strict=True)
 
 

@@ -163,10 +163,12 @@ class CellModule(L.LightningModule):
         return self.network.forward_with_penalty(changed.contiguous(memory_format=torch.channels_last))
 
     def _validation_logits(self, images: Tensor) -> Tensor:
-        if self._pooled:
-            return self.network.head.classify(images[:, 0])[0].float()
-        logits: Tensor = self.network(self._normalise.pictures(images))
-        return logits.float()
+        # In float32 whatever the training's type: so it is judged and served, and narrow types answer otherwise.
+        with torch.autocast(images.device.type, enabled=False):
+            if self._pooled:
+                return self.network.head.classify(images[:, 0])[0]
+            logits: Tensor = self.network(self._normalise.pictures(images))
+            return logits
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

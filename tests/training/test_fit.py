@@ -27,7 +27,7 @@ from training.errors import DataError, RunError
 from training.fit import fit
 from training.history import History
 from training.losses import balanced_class_weights, classification_loss
-from training.module import CellModule
+from training.module import CellModule, Scaled
 from training.notebook import NotebookRule
 from training.optimisers import build_optimiser, warmup_then_cosine
 from training.progress import CellProgress
@@ -193,6 +193,21 @@ def test_a_frozen_backbone_stays_as_it_started(drawn_index: Path, tmp_path: Path
     assert not list(tmp_path.glob("cache/pooled-*"))
     running = "backbone.blocks.3.0.bn1.running_var"
     assert torch.equal(after[running], before[running])
+
+
+def test_validation_figures_are_those_of_float32_whatever_the_training_computes_in(
+    drawn_index: Path, tmp_path: Path
+) -> None:
+    narrow = {"epochs": 1, "batch_size": 4, "accelerator": "cpu", "precision": "bf16-mixed", "keep": "last"}
+    steady = {"backbone_lr": 1e-4, "head_lr": 1e-3, "average_decay": 0}
+    result = fit(run_config(fit=narrow, optimiser=steady, model=LITE), drawn_index, tmp_path / "run", progress=False)
+    network, data = result.run.load_network(), result.run.load_data()
+    rows = data.split.validation
+    module = Scaled(network, result.run.config().input.spec()).eval()
+    with torch.inference_mode():
+        logits = module(torch.from_numpy(np.array(data.inputs[rows])))
+    loss = functional.cross_entropy(logits, torch.from_numpy(data.targets[rows]))
+    assert float(result.trainer.callback_metrics["val_loss"]) == pytest.approx(float(loss), abs=1e-5)
 
 
 def test_more_cells_a_step_than_there_are_is_an_error(drawn_index: Path, tmp_path: Path) -> None:
