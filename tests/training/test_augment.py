@@ -49,6 +49,15 @@ def test_the_same_seed_changes_pictures_the_same_and_another_seed_otherwise() ->
     assert not torch.equal(changed(0), changed(1))
 
 
+def test_autocast_changes_nothing() -> None:
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(Augment(ALL_ON)(cells()))
+    assert torch.equal(*found)
+
+
 def test_each_picture_of_a_batch_is_changed_by_itself() -> None:
     torch.manual_seed(0)
     first = cells(1).expand(4, -1, -1, -1)

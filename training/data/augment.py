@@ -20,7 +20,8 @@ _BACKGROUND: Final = 1 / 255
 class Augment(nn.Module):
     """Mirror, move, stain, blur and disturb each picture of a batch by itself; the black around a cell stays.
 
-    Reads PyTorch's global random state, which the run seeds anew at every step.
+    Reads PyTorch's global random state, which the run seeds anew at every step. Computes in float32 under autocast
+    too, whose matrices would move and stain pictures by the steps of a narrower type.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
@@ -33,6 +34,10 @@ class Augment(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Change pictures of shape ``(batch, 3, size, size)``, 0..255; the range stays."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self._change(images)
+
+    def _change(self, images: Tensor) -> Tensor:
         variants = draw_flips(len(images), self._config, images.device)
         changed: Tensor = self._geometry(flipped(images, variants).float() / 255)
         changed = self._blur(changed)
