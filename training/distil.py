@@ -70,8 +70,9 @@ class FeatureModule(L.LightningModule):
         return loss.sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's signature
-        """Measure on whole pictures."""
-        loss = self._unexplained(batch.images.permute(0, 3, 1, 2))
+        """Measure on whole pictures, in float32 whatever the training's type."""
+        with torch.autocast(batch.images.device.type, enabled=False):
+            loss = self._unexplained(batch.images.permute(0, 3, 1, 2))
         self.log("val_unexplained", loss.mean(), prog_bar=True, batch_size=len(batch.images))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -11,9 +11,10 @@ from training.depthwise import Depthwise, is_depthwise
 
 
 class QuickGradients(TorchFunctionMode):
-    """While entered, depthwise convolutions and means over a feature map's places have fast gradients.
+    """While entered, depthwise convolutions under autocast, and means over a feature map's places, have fast gradients.
 
-    What they answer is the same, and so are the gradients but for rounding.
+    What they answer is the same, and so are the gradients but for rounding. In float32 PyTorch's own of depthwise
+    convolutions are as fast.
     """
 
     def __torch_function__(
@@ -24,10 +25,10 @@ class QuickGradients(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call a function of PyTorch, or what stands in its place."""
-        if func is torch.conv2d and not kwargs and is_depthwise(*args):
+        if func is torch.conv2d and not kwargs and torch.is_autocast_enabled("cpu") and is_depthwise(*args):
             return Depthwise.apply(*args)
         if func is torch.Tensor.mean and _is_over_places(*args, **(kwargs or {})):
-            return _mean_over_places(*args, **(kwargs or {}))
+            return SpatialMean.apply(args[0], _is_kept(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
@@ -35,8 +36,8 @@ def _is_over_places(images: Tensor, dim: Any = None, keepdim: bool = False, **ot
     return images.device.type == "cpu" and images.ndim == 4 and dim in ((2, 3), [2, 3]) and not others
 
 
-def _mean_over_places(images: Tensor, dim: Any, keepdim: bool = False) -> Any:  # noqa: ARG001  as Tensor.mean has them
-    return SpatialMean.apply(images, keepdim)
+def _is_kept(images: Tensor, dim: Any, keepdim: bool = False) -> bool:  # noqa: ARG001  as Tensor.mean has them
+    return keepdim
 
 
 class SpatialMean(torch.autograd.Function):

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from training.data.dataset import Data
 from training.data.labels import ALL
-from training.module import BATCH, Scaled
+from training.observer import Observer
 from training.run import Run
 
 
@@ -29,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for folder in options.runs:
         run = Run(folder)
         data = run.load_data()
-        module = Scaled(run.load_network(), run.config().input.spec()).eval()
-        wide, narrow = (_margins(module, data, narrow=narrow) for narrow in (False, True))
+        wide, narrow = (_margins(run, data, narrow=narrow) for narrow in (False, True))
         truth = data.targets[data.split.validation] == ALL
         figures = [
             *(f"{roc_auc_score(truth, margins):.4f}" for margins in (wide, narrow)),
@@ -41,18 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@torch.inference_mode()
-def _margins(module: Scaled, data: Data, *, narrow: bool) -> NDArray[np.float32]:
+def _margins(run: Run, data: Data, *, narrow: bool) -> NDArray[np.float64]:
     """What speaks for ALL less what speaks for HEM, for each validation cell."""
-    rows, batch = data.split.validation, BATCH["cpu"]
     with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-        logits = torch.cat(
-            [
-                module(torch.from_numpy(np.array(data.inputs[rows[start : start + batch]])))
-                for start in range(0, len(rows), batch)
-            ]
-        ).numpy()
-    return np.asarray(logits[:, ALL] - logits[:, 1 - ALL])
+        logits = Observer(run).see(data.inputs, data.split.validation).logits
+    return logits[:, ALL] - logits[:, 1 - ALL]
 
 
 if __name__ == "__main__":

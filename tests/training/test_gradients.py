@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.depthwise import Depthwise, is_depthwise
 from training.gradients import QuickGradients
 from training.zoo import create
 
@@ -23,11 +24,18 @@ def autocast(enabled: bool) -> Iterator[None]:
         yield
 
 
-def learn(images: Tensor, weight: Tensor, *geometry: Any, narrow: bool = True, mode: bool = True) -> Learnt:
+def learn(
+    images: Tensor,
+    weight: Tensor,
+    *geometry: Any,
+    narrow: bool = True,
+    mode: bool = True,
+    convolve: Callable[..., Tensor] = functional.conv2d,
+) -> Learnt:
     """Output, and the gradients of pictures and weight, of a loss in which every place counts otherwise."""
     images, weight = images.clone().requires_grad_(), weight.clone().requires_grad_()
     with autocast(narrow), QuickGradients() if mode else nullcontext():
-        output = functional.conv2d(images, weight, None, *geometry)
+        output = convolve(images, weight, None, *geometry)
     torch.autograd.backward(output.float().sin().sum())
     assert images.grad is not None
     assert weight.grad is not None
@@ -85,7 +93,11 @@ def test_in_float32_they_are_the_same_but_for_rounding(
 ) -> None:
     monkeypatch.setattr("training.depthwise._CHUNK_BYTES", chunk_bytes)
     images, weight = pictures(7), torch.randn(CHANNELS, 1, *kernel)
-    ours, plain = (learn(images, weight, *geometry, narrow=False, mode=mode) for mode in (True, False))
+    assert is_depthwise(images, weight, None, *geometry) == (geometry[2] == 1)
+    if geometry[2] != 1:
+        return
+    plain = learn(images, weight, *geometry, narrow=False, mode=False)
+    ours = learn(images, weight, *geometry, narrow=False, mode=False, convolve=Depthwise.apply)
     assert torch.equal(ours[0], plain[0])
     for mine, its in zip(ours[1:], plain[1:], strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-4)
@@ -98,10 +110,13 @@ def test_pictures_that_are_narrow_already_get_narrow_gradients() -> None:
     assert (to_images.dtype, to_weight.dtype) == (torch.bfloat16, torch.float32)
 
 
-@pytest.mark.parametrize("groups", [1, 2], ids=["dense", "grouped"])
-def test_other_convolutions_stay_as_they_are(groups: int) -> None:
+# Without autocast, and where it is no depthwise convolution.
+@pytest.mark.parametrize(
+    ("groups", "narrow"), [(CHANNELS, False), (1, True), (2, True)], ids=["float32", "dense", "grouped"]
+)
+def test_other_convolutions_stay_as_they_are(groups: int, narrow: bool) -> None:
     images, weight = torch.randn(9, CHANNELS, 9, 9), torch.randn(CHANNELS, CHANNELS // groups, 3, 3)
-    with_it, without = (learn(images, weight, 1, 1, 1, groups, mode=mode) for mode in (True, False))
+    with_it, without = (learn(images, weight, 1, 1, 1, groups, narrow=narrow, mode=mode) for mode in (True, False))
     assert all(torch.equal(mine, its) for mine, its in zip(with_it, without, strict=True))
 
 
@@ -143,7 +158,7 @@ def test_means_and_their_gradients_are_the_same(mean: str) -> None:
 
 def test_an_efficientnet_learns_by_them() -> None:
     network = create("efficientnet-b0", 32)
-    with QuickGradients():
+    with autocast(True), QuickGradients():
         logits = network(torch.rand(2, 3, 32, 32))
     steps, waiting = {}, [logits.grad_fn]
     while waiting:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import onnx
 import polars as pl
@@ -20,8 +21,9 @@ from tests.training.conftest import feature_config, run_config, write_toml
 from training.cli import app
 from training.compare import read_reports, results_page
 from training.data.arrays import load_inputs, read_cells
+from training.data.datamodule import CellData
 from training.data.index import load_index
-from training.distil import distil, unexplained_variance
+from training.distil import FeatureModule, distil, unexplained_variance
 from training.errors import ConfigError, DataError, ParityError, RunError
 from training.evaluate import evaluate
 from training.export import export, lineage, next_version
@@ -34,7 +36,9 @@ from training.observer import seen_from
 from training.parity import check_parity, onnx_outputs
 from training.quantise import calibration_cells
 from training.run import Run
+from training.trainer import hushed, prepare
 from training.zoo import create
+from training.zoo.activations import set_activation_progress
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,25 @@ def test_a_picture_that_changed_since_it_was_indexed_is_an_error(drawn_index: Pa
     with pytest.raises(DataError, match="has changed"):
         load_inputs(cells, drawn_index.parent, run_config().input.spec(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_features_are_measured_in_float32_whatever_they_are_taught_in(drawn_index: Path, tmp_path: Path) -> None:
+    relative = tmp_path / "relative.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("tf_efficientnet_lite2").state_dict(), relative)
+    config = feature_config(relative)
+    _, data, network = prepare(config, drawn_index, tmp_path / "features")
+    module = FeatureModule(network, config)
+    set_activation_progress(network, 1.0)
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        trainer = L.Trainer(
+            accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False, enable_model_summary=False
+        )
+        with hushed():
+            (measured,) = trainer.validate(module, datamodule=CellData(data, batch_size=4), verbose=False)
+        found.append(measured["val_unexplained"])
+    assert 0 < found[0] == found[1]
 
 
 def test_features_are_taught_and_can_start_a_classifier(drawn_index: Path, tmp_path: Path) -> None:
