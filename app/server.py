@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Final
 
@@ -22,7 +23,8 @@ class Server(uvicorn.Server):
 
     On the first SIGTERM or SIGINT it is announced at once; for `delay_s` all goes on, so that
     load balancers see it and send no more; then the listener closes and requests under way end.
-    A second signal cuts the delay short.
+    A second signal cuts the delay short. From the announcement on every answer is its connection's last,
+    and who had connected when the listener closed is answered too.
 
     Attributes:
         gave_up: Whether it stopped because nothing but a restart can help.
@@ -51,11 +53,25 @@ class Server(uvicorn.Server):
         self._hopeless = hopeless
         self.gave_up = False
         self._announce = announce
+        self._listeners: list[socket.socket] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, as Uvicorn does."""
         self._loop = asyncio.get_running_loop()
+        self._listeners = [listener.dup() for listener in sockets or []]
         await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, as Uvicorn does; but who has connected is answered, where the kernel would reset the connection."""
+        self._make_answers_last()
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in [waiting for listener in self._listeners for waiting in self._close(listener)]:
+            with suppress(OSError):  # the client may have gone again
+                await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Look whether to stop, as Uvicorn does."""
@@ -72,8 +88,30 @@ class Server(uvicorn.Server):
         self._announced = True
         self._loop.call_soon_threadsafe(self._stop_soon, signal.Signals(sig))
 
+    def _close(self, listener: socket.socket) -> list[socket.socket]:
+        # Nothing is awaited between the last look and the closing: who comes later is refused, and not reset.
+        waiting: list[socket.socket] = []
+        with listener, suppress(OSError):  # that nobody waits any more, as a rule
+            listener.setblocking(False)
+            while len(waiting) < self.config.backlog:
+                with suppress(ConnectionAbortedError):
+                    waiting.append(listener.accept()[0])
+        return waiting
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
+
+    def _make_answers_last(self) -> None:
+        # Uvicorn renews the default headers each second from the configuration's.
+        last = (b"connection", b"close")
+        if last not in self.config.encoded_headers:
+            self.config.encoded_headers.append(last)
+            self.server_state.default_headers = [*self.server_state.default_headers, last]
+
     def _stop_soon(self, number: signal.Signals) -> None:
         self._announce()
+        self._make_answers_last()
         assert self._loop is not None  # noqa: S101 - it is this loop that has called
         self._loop.call_later(self._delay_s, super().handle_exit, number, None)
 

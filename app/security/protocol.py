@@ -15,6 +15,8 @@ from app.settings import Settings
 
 # Most bytes that a client may spend on framing for each byte of a chunked body; one-byte chunks need 5.
 _FRAMING_BYTES: Final = 16
+# How long a request that was on its way when the listener closed may take to come.
+_LAST_REQUEST_S: Final = 1.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -85,6 +87,13 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self.loop.call_later(self.linger_s, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """Do as Uvicorn does; but a client that waits for no answer may be about to send a last request."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LAST_REQUEST_S, super().shutdown)
+        else:
+            super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
         """Do as Uvicorn does; but closing waits for the last bytes to be read, which may be never."""
