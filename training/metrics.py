@@ -106,17 +106,22 @@ def figures(probability: Floats, truth: Booleans) -> dict[str, Any]:
 
 
 def per_subject(probability: Floats, truth: Booleans, subjects: NDArray[np.str_]) -> list[dict[str, Any]]:
-    """Return each subject's label, cell count, share of right answers and mean P(ALL)."""
+    """Return each subject's label, cell count, share of right answers and mean P(ALL).
+
+    A subject that has cells of both classes has an entry for each.
+    """
     return [
         {
             "subject": str(subject),
-            "label": "ALL" if truth[mine][0] else "HEM",
+            "label": label,
             "cells": int(mine.sum()),
             "accuracy": float(((probability[mine] >= 0.5) == truth[mine]).mean()),
             "mean_probability_all": float(probability[mine].mean()),
         }
         for subject in np.unique(subjects)
-        for mine in [subjects == subject]
+        for label in ("ALL", "HEM")
+        for mine in [(subjects == subject) & (truth == (label == "ALL"))]
+        if mine.any()
     ]
 
 
@@ -130,7 +135,8 @@ def subject_bootstrap(
     Args:
         probability: Of ALL, shape ``(cells,)``.
         truth: Whether the cell is ALL.
-        subjects: Subject group of each cell; each has cells of one class.
+        subjects: Subject group of each cell; one with cells of both classes is drawn as one of ALL, and draws that
+            lack a class are made again.
         seed: Of the draws.
         resamples: Number of draws.
 
@@ -139,7 +145,7 @@ def subject_bootstrap(
     """
     rng = np.random.default_rng(seed)
     members = {subject: np.flatnonzero(subjects == subject) for subject in np.unique(subjects)}
-    classes = [[s for s, rows in members.items() if truth[rows][0] == label] for label in (True, False)]
+    classes = [[s for s, rows in members.items() if truth[rows].any() == label] for label in (True, False)]
     judges: dict[str, Callable[[Booleans, Floats], float]] = {
         "accuracy": lambda t, p: float(((p >= 0.5) == t).mean()),
         "weighted_f1": lambda t, p: weighted_f1(p >= 0.5, t),
@@ -152,9 +158,16 @@ def subject_bootstrap(
         "brier": lambda t, p: float(((p - t) ** 2).mean()),
     }
     drawn: dict[str, list[float]] = {name: [] for name in judges}
+
+    def draw() -> NDArray[np.int64]:
+        while True:
+            chosen = [members[s] for names in classes for s in rng.choice(names, size=len(names))]
+            rows = np.concatenate(chosen)
+            if len(np.unique(truth[rows])) == 2:
+                return rows
+
     for _ in range(resamples):
-        chosen = [members[s] for names in classes for s in rng.choice(names, size=len(names))]
-        rows = np.concatenate(chosen)
+        rows = draw()
         for name, judge in judges.items():
             drawn[name].append(judge(truth[rows], probability[rows]))
     return {name: [float(np.quantile(values, q)) for q in (0.025, 0.975)] for name, values in drawn.items()}

@@ -98,6 +98,23 @@ def test_an_odd_size_and_a_repeat_are_named_and_kept(data: Path) -> None:
     assert groups["77"] == groups["1"]
 
 
+def test_a_picture_with_two_labels_and_a_subject_with_two_classes_are_named(tmp_path: Path) -> None:
+    for name, number in (("all/p1/1", 1), ("all/p1/2", 2), ("hem/P1/1", 3), ("all/p2/1", 4), ("hem/p3/1", 4)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.bmp").write_bytes(cell_bytes("ALL", number))
+    result = build_index(tmp_path, tmp_path / INDEX_FILE)
+    assert len(result.cells) == 5
+    named = {(fault.kind, fault.path.relative_to(tmp_path).as_posix()): fault.reason for fault in result.faults}
+    assert set(named) == {
+        ("duplicated", "hem/p3/1.bmp"),
+        ("two labels", "all/p2/1.bmp"),
+        ("two labels", "hem/p3/1.bmp"),
+        ("two classes", "hem/P1/1.bmp"),
+    }
+    assert named["two labels", "all/p2/1.bmp"].startswith("ALL here, but")
+    assert named["two classes", "hem/P1/1.bmp"].startswith("subject P1 has ALL and HEM cells")
+
+
 @pytest.mark.parametrize("suffix", ["bmp", "PNG", "jpg", "jpeg", "tif", "webp"])
 def test_all_formats_are_read(tmp_path: Path, suffix: str) -> None:
     for label in ("ALL", "HEM"):
@@ -112,7 +129,7 @@ def test_plain_folders_take_subjects_from_names_or_folders_or_know_none(tmp_path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(cell_bytes("ALL", len(name)))
     rows = {row["path"]: row for row in index(tmp_path).iter_rows(named=True)}
-    assert [rows[path]["subject"] for path in sorted(rows)] == ["9", "anna", None]
+    assert [rows[path]["subject"] for path in sorted(rows)] == ["9", "ANNA", None]
     assert {row["source"] for row in rows.values()} == {"own"}
     assert rows["hem/2.bmp"]["group"] is None
 

@@ -43,6 +43,12 @@ def test_per_subject() -> None:
     assert (rows["H1"]["label"], rows["H1"]["accuracy"]) == ("HEM", 0.5)
 
 
+def test_a_subject_with_cells_of_both_classes_is_told_by_class() -> None:
+    rows = per_subject(np.array([0.9, 0.2, 0.4, 0.1]), np.array([True, True, False, False]), np.array(["p"] * 4))
+    assert [(row["label"], row["cells"], row["accuracy"]) for row in rows] == [("ALL", 2, 0.5), ("HEM", 2, 1.0)]
+    assert [row["mean_probability_all"] for row in rows] == pytest.approx([0.55, 0.25])
+
+
 def many(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     subjects = np.repeat([f"{'H' if i % 2 else ''}{i}" for i in range(12)], 30)
@@ -63,6 +69,12 @@ def test_the_bootstrap_is_over_subjects_and_repeats_for_a_seed() -> None:
     alone = np.array([f"{label}{i}" for i, label in enumerate(subjects)])
     narrow = subject_bootstrap(probability, truth, alone, seed=1, resamples=200)["accuracy"]
     assert high - low > narrow[1] - narrow[0]
+
+
+def test_the_bootstrap_draws_both_classes_where_few_subjects_have_them() -> None:
+    probability, truth = np.array([0.9, 0.8, 0.7, 0.6, 0.2]), np.array([True, True, True, True, False])
+    interval = subject_bootstrap(probability, truth, np.array(["1", "1", "2", "3", "3"]), seed=1, resamples=50)
+    assert interval["auroc"] == interval["specificity"] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 4.0])

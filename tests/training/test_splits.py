@@ -117,7 +117,7 @@ def test_the_name_says_that_subjects_are_disjoint(config: SplitConfig) -> None:
 
 
 def test_too_few_subjects_are_refused() -> None:
-    with pytest.raises(DataError, match="7 parts need as many subject groups"):
+    with pytest.raises(DataError, match="7 parts need as many subject groups of each class; there are 6 ALL, 6 HEM"):
         make_split(table(subjects=6), SplitConfig(kind="subject", parts=7))
 
 
@@ -128,16 +128,16 @@ def test_a_missing_fold_is_refused() -> None:
 
 @st.composite
 def indexes(draw: st.DrawFn) -> pl.DataFrame:
-    """Any index: subjects of any size, in any fold, some of which share pictures of their class."""
+    """Any index: subjects of any size and of one class or both, in any fold, some of which share pictures."""
     rows = []
-    for label, prefix in (("ALL", ""), ("HEM", "H")):
+    for label, prefix in (("ALL", ""), ("HEM", draw(st.sampled_from(["", "H"])))):
+        first = draw(st.integers(0, 4))
         sizes = draw(st.lists(st.integers(1, 5), min_size=6, max_size=14))
-        for number, size in enumerate(sizes):
+        for number, size in enumerate(sizes, first):
             fold = draw(st.integers(0, 2))
-            rows += [row(f"{prefix}{number}-{cell}", label, f"{prefix}{number}", fold) for cell in range(size)]
-        mine = [entry for entry in rows if entry["label"] == label]
-        for one, other in draw(st.lists(st.tuples(*[st.sampled_from(mine)] * 2), max_size=2)):
-            one["pixels"] = other["pixels"]
+            rows += [row(f"{label}{number}-{cell}", label, f"{prefix}{number}", fold) for cell in range(size)]
+    for one, other in draw(st.lists(st.tuples(*[st.sampled_from(rows)] * 2), max_size=4)):
+        one["pixels"] = other["pixels"]
     return with_groups(rows)
 
 
@@ -166,6 +166,8 @@ def test_whatever_the_index_no_group_and_no_picture_is_on_two_sides(
         assert not sides[1] & sides[2]
     for rows in split.parts().values():
         assert len(set(cells[rows]["pixels"])) == len(rows)
+        told = cells.filter(pl.col("pixels").is_in(cells[rows]["pixels"].to_list()))
+        assert told.group_by("pixels").agg(pl.col("label").n_unique())["label"].max() == 1
     assert split.sha256(cells) == make_split(cells, config).sha256(cells)
 
 
@@ -187,6 +189,47 @@ def test_the_split_by_image_is_the_notebooks_and_says_that_it_leaks() -> None:
     assert split.leaks
     assert "LEAKING" in split.name
     assert set(cells[split.train]["subject"]) & set(cells[split.test]["subject"])
+
+
+def both_classes(mixed: int, ill: int, well: int) -> pl.DataFrame:
+    """An index of subjects who have cells of both classes, and of subjects with one."""
+    kinds = [("B", mixed, ("ALL", "HEM")), ("", ill, ("ALL",)), ("H", well, ("HEM",))]
+    return with_groups(
+        [
+            row(f"{prefix}{number}-{label}-{cell}", label, f"{prefix}{number}", None, "own")
+            for prefix, count, labels in kinds
+            for number in range(count)
+            for label in labels
+            for cell in range(3)
+        ]
+    )
+
+
+@pytest.mark.parametrize(("mixed", "ill", "well"), [(3, 7, 7), (8, 0, 0), (5, 6, 1), (5, 1, 6)])
+def test_subjects_with_cells_of_both_classes_stay_on_one_side(mixed: int, ill: int, well: int) -> None:
+    cells = both_classes(mixed, ill, well)
+    tested: list[int] = []
+    for part in range(4):
+        split = make_split(cells, SplitConfig(kind="subject", parts=4, part=part))
+        sides = [set(cells[rows]["group"]) for rows in split.parts().values()]
+        assert sum(map(len, sides)) == len(set.union(*sides)) == mixed + ill + well
+        tested += split.test.tolist()
+    assert sorted(tested) == list(range(len(cells)))
+
+
+def test_a_picture_with_both_labels_is_in_no_honest_part() -> None:
+    rows = table(subjects=10).drop("duplicate", "group", "duplicate_group").to_dicts()
+    doubtful = [next(entry for entry in rows if entry["subject"] == subject) for subject in ("1", "H1")]
+    doubtful[0]["pixels"] = doubtful[1]["pixels"]
+    # A picture of the final test has no label that could contradict.
+    unlabelled = row("f1", "ALL", None, None, "final") | {"label": None, "pixels": rows[-1]["pixels"]}
+    cells = with_groups([*rows, unlabelled])
+    for config in (SplitConfig(kind="subject", parts=3), SplitConfig(kind="fold", test_fold=1, parts=3)):
+        used = cells[np.concatenate(list(make_split(cells, config).parts().values()))]
+        assert not {entry["path"] for entry in doubtful} & set(used["path"])
+        assert rows[-1]["path"] in set(used["path"])
+    as_published = np.concatenate(list(make_split(cells, SplitConfig(kind="image")).parts().values()))
+    assert len(as_published) == len(rows)
 
 
 def test_folds_can_be_left_out() -> None:

@@ -91,6 +91,8 @@ def build_index(data: Path, index_file: Path) -> Index:
     faults += [
         *_odd_sizes(cells, index_file.parent),
         *_duplicates(cells, index_file.parent),
+        *_contradictions(cells, index_file.parent),
+        *_of_both_classes(cells, index_file.parent),
         *_short_folds(cells, data),
     ]
     return Index(cells, faults, reused=sum(row["path"] in known and known[row["path"]] == _facts(row) for row in rows))
@@ -138,6 +140,11 @@ def with_groups(rows: list[dict[str, Any]]) -> pl.DataFrame:
     groups = _joined(named) if len(named) else {}
     group = [groups.get(subject) for subject in cells["subject"]]
     return cells.with_columns(group=pl.Series(group, dtype=pl.String)).select(list(SCHEMA))
+
+
+def contradictory() -> pl.Expr:
+    """Whether the index has a cell's picture under both labels, so that nothing says which of them is right."""
+    return pl.col("label").drop_nulls().n_unique().over("pixels") > 1
 
 
 def _joined(cells: pl.DataFrame) -> dict[str, str]:
@@ -209,6 +216,24 @@ def _duplicates(cells: pl.DataFrame, root: Path) -> list[Fault]:
     first = dict(cells.filter(~pl.col("duplicate")).select("duplicate_group", "path").iter_rows())
     repeats = cells.filter("duplicate").select("path", "duplicate_group").iter_rows()
     return [Fault("duplicated", root / path, f"the same picture as {first[number]}") for path, number in repeats]
+
+
+def _contradictions(cells: pl.DataFrame, root: Path) -> list[Fault]:
+    found = cells.filter(contradictory()).select("path", "label").iter_rows()
+    return [
+        Fault("two labels", root / path, f"{label} here, but the same picture stands under the other label too")
+        for path, label in found
+    ]
+
+
+def _of_both_classes(cells: pl.DataFrame, root: Path) -> list[Fault]:
+    """Name the subjects that have cells of both classes: they may be two people with one name."""
+    mixed = cells.filter(pl.col("subject").is_not_null() & (pl.col("label").n_unique().over("subject") > 1))
+    first = mixed.unique(["subject", "label"], keep="first", maintain_order=True).sort("subject", "label")
+    return [
+        Fault("two classes", root / path, f"subject {subject} has ALL and HEM cells, and is taken for one person")
+        for path, subject in first.filter(label="HEM").select("path", "subject").iter_rows()
+    ]
 
 
 def _short_folds(cells: pl.DataFrame, data: Path) -> list[Fault]:

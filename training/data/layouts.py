@@ -18,7 +18,7 @@ from typing import Final, Literal
 from app.core.naming import CELL_NAME, PICTURE_SUFFIXES
 
 Source = Literal["training", "preliminary", "final", "own"]
-FaultKind = Literal["unreadable", "misnamed", "missing", "duplicated", "odd size"]
+FaultKind = Literal["unreadable", "misnamed", "missing", "duplicated", "odd size", "two labels", "two classes"]
 
 LABELS_CSV: Final = "C-NMC_test_prelim_phase_data_labels.csv"
 _PRELIMINARY: Final = "C-NMC_test_prelim_phase_data"
@@ -32,7 +32,7 @@ class Fault:
     """Something that is not as it should be.
 
     Attributes:
-        kind: Of fault; ``duplicated`` and ``odd size`` cells are kept, the others are left out.
+        kind: Of fault; ``unreadable``, ``misnamed`` and ``missing`` cells are left out, the others are kept.
         path: Of the file.
         reason: For people.
     """
@@ -108,8 +108,8 @@ def _place(path: Path, folders: tuple[str, ...], tables: dict[Path, dict[str, st
     if above.startswith("fold"):
         return _of_fold(path, label, name, above)
     below = folders[at + 1 :]
-    subject = name["subject"].upper() if name else below[0] if below else None
-    return Place(path, "own", label, subject)
+    subject = name["subject"] if name else below[0] if below else None
+    return Place(path, "own", label, subject and subject.upper())
 
 
 def _of_fold(path: Path, label: str, name: re.Match[str] | None, folder: str) -> Place:

@@ -1,6 +1,7 @@
 """Splits of an index into training, validation and test: pure functions of the index and a seed."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
+from training.data.index import contradictory
+from training.data.labels import LABELS
 from training.errors import DataError
 from training.tables import SplitConfig
 
@@ -56,7 +59,8 @@ def make_split(cells: pl.DataFrame, config: SplitConfig) -> Split:
     """Split an index as a configuration says.
 
     Cells without a label are in no part. A picture that stands more than once in the index is used
-    once, but for the split by image, which takes the data as the notebooks did.
+    once, and not at all where it has both labels; but for the split by image, which takes the data as the
+    notebooks did.
 
     Raises:
         DataError: Too few subject groups, unknown subjects, or a part that lacks a class.
@@ -163,8 +167,8 @@ def _training(cells: pl.DataFrame, config: SplitConfig) -> NDArray[np.bool_]:
 
 
 def _once(cells: pl.DataFrame, mine: NDArray[np.bool_]) -> Rows:
-    """Return the marked rows, each picture once; all must have a subject."""
-    rows = np.flatnonzero(mine).astype(np.int64)
+    """Return the marked rows, each picture once, without pictures of both labels; all must have a subject."""
+    rows = np.flatnonzero(mine & ~cells.select(contradictory()).to_series().to_numpy()).astype(np.int64)
     first = cells[rows]["pixels"].is_first_distinct().to_numpy()
     unknown = cells[rows]["subject"].null_count()
     if unknown:
@@ -190,16 +194,23 @@ def cut_by_subject(cells: pl.DataFrame, rows: Rows, config: SplitConfig) -> list
     Raises:
         DataError: Fewer subject groups of a class than parts.
     """
-    groups = cells[rows].select("group", "label").unique().sort("group", "label")
-    counts = groups["label"].value_counts()["count"].to_list()
-    if len(counts) < 2 or min(counts) < config.parts:
-        raise DataError(f"{config.parts} parts need as many subject groups of each class; there are {sorted(counts)}")
-    # Dealing out subjects, not cells: the largest has 757 cells and would fill a part alone.
+    has = {label: (pl.col("label") == label).any() for label in LABELS}
+    groups = cells[rows].group_by("group").agg(**has).sort("group")
+    counts = {label: int(groups[label].sum()) for label in LABELS}
+    if min(counts.values()) < config.parts:
+        told = ", ".join(f"{count} {label}" for label, count in counts.items())
+        raise DataError(f"{config.parts} parts need as many subject groups of each class; there are {told}")
+    # Dealing out subjects, not cells: the largest has 757 cells and would fill a part alone. A group that has cells
+    # of both classes is dealt once, as one of the class that fewer groups have.
+    scarce = groups[min(counts, key=counts.__getitem__)].to_numpy()
     folds = StratifiedKFold(n_splits=config.parts, shuffle=True, random_state=config.seed)
     group = cells["group"].to_numpy()[rows]
     names = groups["group"].to_numpy()
     cuts = []
-    for _, chosen in folds.split(names, groups["label"].to_numpy()):
-        mine = np.isin(group.astype(str), names[chosen].astype(str))
-        cuts.append((rows[~mine], rows[mine]))
+    with warnings.catch_warnings():
+        # There may be fewer groups of the other class alone than parts: those of both classes stand in.
+        warnings.simplefilter("ignore", UserWarning)
+        for _, chosen in folds.split(names, scarce):
+            mine = np.isin(group.astype(str), names[chosen].astype(str))
+            cuts.append((rows[~mine], rows[mine]))
     return cuts
