@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from training.config import ProbeRunConfig, RunConfig
+from training.licence import CNMC
 from training.tables import InputConfig
 
 
@@ -14,7 +15,7 @@ def model_card(
     config: RunConfig | ProbeRunConfig,
     report: dict[str, Any],
     version: str,
-    data_licence: str,
+    licence: Mapping[str, str],
     variants: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> str:
     """Write the card of an exported model.
@@ -23,7 +24,7 @@ def model_card(
         config: The run's configuration.
         report: The run's report.
         version: Of the model.
-        data_licence: Data set, attribution and licence.
+        licence: What `training.licence.licences` says.
         variants: Reports of the same model in other precisions, by their names.
 
     Returns:
@@ -47,11 +48,11 @@ def model_card(
         _recipe(config),
         *_variants(report, variants),
         "## Limits",
-        _LIMITS,
+        _LIMITS if CNMC in licence["data"] else _OWN_LIMITS,
         "## At another site",
         _OTHER_SITE,
         "## Licence",
-        f"Weights: Apache-2.0. Start weights: {config.model.start.licence}. Data: {data_licence}.",
+        f"Weights: {licence['weights']}. Start weights: {licence['start_weights']}. Data: {licence['data']}.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -67,6 +68,15 @@ _LIMITS = """\
 - A picture that shows no cell gets ALL or HEM all the same, whether or not it is flagged for a person.
 - Labels are one expert's.
 - Cell size and brightness differ between the classes of this data set, and are partly habits of its subjects.
+- The temperature and the review band come from few subjects; another site needs its own."""
+
+
+_OWN_LIMITS = """\
+- Pictures made otherwise than those that it learnt from, by another camera, stain or way to cut cells out, are outside
+  what was measured. Check it on cells of your own before you use it.
+- A picture that shows no cell gets ALL or HEM all the same, whether or not it is flagged for a person.
+- Labels are as right as those who gave them.
+- Size and brightness of cells may be habits of the subjects, and not of the classes.
 - The temperature and the review band come from few subjects; another site needs its own."""
 
 
@@ -140,7 +150,7 @@ def _recalibrated(report: dict[str, Any]) -> list[str]:
         f"{done['cells']} cells of {done['subjects']} subjects of another site. On those very cells the ECE went from "
         f"{done['before']['ece']:.3f} to {done['after']['ece']:.3f}; weighted F1 is "
         f"{done['after']['weighted_f1']:.3f}, AUROC {done['after']['auroc']:.3f}. All figures below are still those of "
-        "the model as it was measured on C-NMC."
+        "the model as it was measured before."
     ]
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from training.errors import ConfigError
-from training.tables import AugmentConfig, InputConfig, ModelConfig, Share, SplitConfig, Table
+from training.origin import NOT_STATED, origin_of
+from training.tables import AugmentConfig, InputConfig, LicenceConfig, ModelConfig, Share, SplitConfig, Table
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 _NotNegative = Annotated[float, Field(ge=0)]
@@ -130,6 +131,7 @@ class DataConfig(Table):
         model: The network.
         split: Its parts.
         input: From file to input.
+        licence: Of what is made, and of cells of one's own.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*[a-z0-9]$")]
@@ -137,6 +139,7 @@ class DataConfig(Table):
     model: ModelConfig
     split: SplitConfig
     input: InputConfig
+    licence: LicenceConfig = LicenceConfig()
 
 
 class ProbeConfig(Table):
@@ -225,7 +228,8 @@ def load_config(
         path: A TOML file.
         kind: `RunConfig` or `FeatureRunConfig`.
         start_file: Start weights to use instead of ``model.start.file``; a start that names no
-            file becomes one of kind ``file``, whose licence can then only be given by `changes`.
+            file becomes one of kind ``file``, whose licence is that of the run or the model that it is of
+            (`training.origin`); that of any other file can only be given by `changes`.
         split: Another split in short: ``image``, ``preliminary``, ``fold:<test fold>``, ``subject:<part>``.
         changes: Other keys to replace, each as ``table.key=value`` with a TOML value.
 
@@ -234,7 +238,8 @@ def load_config(
     """
     try:
         tables = _read(path)
-        for change in [*_start(tables, start_file), *_split(split), *changes]:
+        _merge(tables, _start(tables, start_file))
+        for change in [*_split(split), *changes]:
             _replace(tables, change)
         return kind.model_validate(tables)
     except OSError as error:
@@ -264,14 +269,19 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merged
 
 
-def _start(tables: dict[str, Any], file: Path | None) -> list[str]:
+def _start(tables: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """What changes where another start file is named."""
     if file is None:
-        return []
+        return {}
     kind = tables.get("model", {}).get("start", {}).get("kind", "random")
-    named = [f"model.start.file='{file}'"]
     if kind == "grown":
-        return named
-    return [*named, "model.start.kind='file'", "model.start.licence='not stated: a file named on the command line'"]
+        return {"model": {"start": {"file": str(file)}}}
+    origin = origin_of(file)
+    changed: dict[str, Any] = {"model": {"start": {"kind": "file", "file": str(file), "licence": origin.licence}}}
+    # What is made of weights without a licence has none, whatever the configuration says of others.
+    if origin.weights == NOT_STATED:
+        changed["licence"] = {"weights": origin.weights}
+    return changed
 
 
 def _split(words: str | None) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from app.core.imaging import decode, preprocess
@@ -27,12 +28,14 @@ from training.data.labels import ALL, LABELS
 from training.errors import ParityError, RunError
 from training.folder import read_report, write_report
 from training.graph import Answers, Served, round_to_half, write_onnx
+from training.licence import licences
 from training.metrics import figures
 from training.novelty.judge import describe_flagged, draw_pictures, judge
 from training.novelty.score import Novelty as NoveltyScore
+from training.origin import SOURCE_FILE
 from training.parity import check_parity, onnx_logits, onnx_outputs
 from training.quantise import calibration_cells, quantise
-from training.run import NOVELTY_FILE, REPORT_FILE, SOURCE_FILE, Run
+from training.run import NOVELTY_FILE, REPORT_FILE, Run
 from training.zoo.quantised import is_quantised
 
 Precision = Literal["fp32", "int8"]
@@ -42,9 +45,6 @@ _METRIC_TOLERANCE: Final = 2e-3
 _GOLDEN_SEED: Final = 20190401
 # Room for a GPU's order of summation; a wrong model, filter or channel order is off by far more.
 _GOLDEN_ATOL: Final = 5e-3
-_DATA_LICENCE: Final = (
-    "C-NMC 2019: Gupta & Gupta 2019, The Cancer Imaging Archive, doi:10.7937/tcia.2019.dc64i46r, CC BY 3.0"
-)
 
 
 def export(run: Run, models: Path, version: str, *, precision: Precision = "fp32") -> Path:
@@ -78,9 +78,10 @@ def export(run: Run, models: Path, version: str, *, precision: Precision = "fp32
         folder.mkdir()
         report = write_graph(run, folder / MODEL_FILE, precision)
         write_report(folder / MODEL_REPORT_FILE, report)
-        card = model_card(config, report, version, _DATA_LICENCE)
+        licence = licences(config, _used(run.load_data()))
+        card = model_card(config, report, version, licence)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        manifest = _manifest(run, report, version, folder)
+        manifest = _manifest(run, report, version, folder, licence)
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         folder.rename(target)
     return target
@@ -168,7 +169,11 @@ def _parity_cells(data: Data) -> NDArray[np.uint8]:
     return np.ascontiguousarray(data.inputs[rows[:: max(1, len(rows) // _PARITY_CELLS)]][:_PARITY_CELLS])
 
 
-def _manifest(run: Run, report: dict[str, Any], version: str, folder: Path) -> Manifest:
+def _used(data: Data) -> pl.DataFrame:
+    return data.cells[np.concatenate(list(data.split.parts().values()))]
+
+
+def _manifest(run: Run, report: dict[str, Any], version: str, folder: Path, licence: dict[str, str]) -> Manifest:
     config = run.config()
     files = {name: _sha256(folder / name) for name in (MODEL_FILE, MODEL_REPORT_FILE, CARD_FILE)}
     band = report["review_band"]
@@ -185,13 +190,13 @@ def _manifest(run: Run, report: dict[str, Any], version: str, folder: Path) -> M
         golden=golden(folder / MODEL_FILE, config.input.spec()),
         split=report["split"]["name"],
         provenance={
-            "data": _DATA_LICENCE,
+            "data": licence["data"],
             "split_sha256": report["split"]["sha256"],
             "lineage": lineage(config),
             "software": {name: installed_version(name) for name in ("leukoscope", "torch", "timm", "onnx")},
         },
         novelty=Novelty(method=report["novelty"]["method"], threshold=report["novelty"]["threshold"]),
-        licence={"weights": "Apache-2.0", "start_weights": config.model.start.licence, "data": _DATA_LICENCE},
+        licence=licence,
     )
 
 

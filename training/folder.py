@@ -54,7 +54,7 @@ def card_of_folder(folder: Path, manifest: Manifest | None = None) -> str:
     report = read_report(folder / REPORT_FILE)
     config = classifier_config(manifest.provenance["lineage"][0]["configuration"])
     variants = {name: read_report(folder / variant_file(REPORT_FILE, name)) for name in manifest.variants}
-    return model_card(config, report, manifest.version, manifest.licence["data"], variants)
+    return model_card(config, report, manifest.version, manifest.licence, variants)
 
 
 def seal(folder: Path, manifest: Manifest) -> None:

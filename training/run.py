@@ -18,6 +18,7 @@ from training.config import DataConfig, FeatureRunConfig, ProbeRunConfig, RunCon
 from training.data.dataset import Data
 from training.data.splits import Rows
 from training.errors import ConfigError, RunError
+from training.origin import CONFIG_FILE
 from training.zoo import Classifier, create
 from training.zoo.quantised import lay_out
 from training.zoo.staged import StagedClassifier
@@ -25,14 +26,11 @@ from training.zoo.staged import StagedClassifier
 HELD_OUT_FILE: Final = "held_out.npz"
 # The name of what is no network (`training.floor`).
 FLOOR: Final = "floor"
-CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 PREDICTIONS_FILE: Final = "predictions.parquet"
 REPORT_FILE: Final = "report.json"
 PAGE_FILE: Final = "report.html"
 NOVELTY_FILE: Final = "novelty.safetensors"
-# Beside weights that were taken out of an exported model (`training.unpack`): which one.
-SOURCE_FILE: Final = "source.json"
 CHECKPOINTS: Final = "checkpoints"
 HISTORY_FILE: Final = "logs/metrics.csv"
 
@@ -59,19 +57,17 @@ class Run:
     def start(self, config: DataConfig, index: Path) -> None:
         """Make the folder, or check that it belongs to the same configuration and index.
 
-        A folder where nothing was learnt, for its run could not start, may take another configuration.
+        A folder where nothing was learnt, for its run could not start, may take another configuration. Licences
+        change nothing that is learnt, and may always be stated anew.
 
         Raises:
             RunError: The folder belongs to another configuration or index.
         """
         settings = {"config": config.model_dump(mode="json"), "index": str(index.resolve())}
         file = self.folder / CONFIG_FILE
-        if file.exists() and (self.is_finished or any((self.folder / CHECKPOINTS).glob("*.ckpt"))):
-            if _read_settings(file, type(config)) != settings:
-                raise RunError(
-                    f"{self.folder} belongs to a run with another configuration or index; name another folder"
-                )
-            return
+        learnt = file.exists() and (self.is_finished or any((self.folder / CHECKPOINTS).glob("*.ckpt")))
+        if learnt and _without_licences(_read_settings(file, type(config))) != _without_licences(settings):
+            raise RunError(f"{self.folder} belongs to a run with another configuration or index; name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".part{os.getpid()}")
         part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -186,6 +182,13 @@ def _read_settings(file: Path, kind: type[DataConfig] | None = None) -> dict[str
         return settings | {"config": config.model_dump(mode="json")}
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{file.parent} is no run: {file.name} can't be read ({error})") from error
+
+
+def _without_licences(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run learns from and how."""
+    config = {name: value for name, value in settings["config"].items() if name != "licence"}
+    start = {name: value for name, value in config["model"]["start"].items() if name != "licence"}
+    return settings | {"config": config | {"model": config["model"] | {"start": start}}}
 
 
 def network_of(config: DataConfig) -> Classifier:

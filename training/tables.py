@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.core.errors import ManifestError
 from app.core.parts import Denoise, Preprocessing, Resample, Windows
+from training.origin import NOT_STATED
 
 Share = Annotated[float, Field(ge=0, le=1)]
 # Hard swish (Howard et al. 2019, arXiv:1905.02244) is SiLU in straight lines: with 8 bits it costs next to nothing.
@@ -44,6 +45,18 @@ class StartConfig(Table):
         if self.kind == "grown" and self.relative is None:
             raise ValueError("kind 'grown' needs the key 'relative'")
         return self
+
+
+class LicenceConfig(Table):
+    """What manifest and card say beside the start weights' licence.
+
+    Attributes:
+        weights: Licence of the weights that the run makes.
+        cells: Licence of cells of one's own, with attribution; C-NMC has one.
+    """
+
+    weights: str = NOT_STATED
+    cells: str = "cells of one's own, licence not stated"
 
 
 class ModelConfig(Table):

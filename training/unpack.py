@@ -16,7 +16,8 @@ from torch import Tensor
 
 from app.core.spec import MODEL_FILE, Manifest
 from training.errors import RunError
-from training.run import SOURCE_FILE, WEIGHTS_FILE
+from training.origin import NOT_STATED, SOURCE_FILE
+from training.run import WEIGHTS_FILE
 
 _NETWORK: Final = "network."
 _HALF: Final = ".half"
@@ -54,6 +55,7 @@ def unpack(folder: Path, out: Path, precision: str | None = None) -> Path:
         "file": graph.name,
         "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
         "licence": manifest.licence["start_weights"],
+        "weights_licence": manifest.licence.get("weights", NOT_STATED),
         "lineage": manifest.provenance[key],
     }
     out.mkdir(parents=True)

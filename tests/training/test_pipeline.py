@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from app.core.spec import CARD_FILE, MANIFEST_FILE, MODEL_FILE, Manifest
 from tests.training.conftest import feature_config, run_config, write_toml
+from training.card import model_card
 from training.cli import app
 from training.compare import read_reports, results_page
 from training.data.arrays import load_inputs, read_cells
@@ -29,6 +30,7 @@ from training.evaluate import evaluate
 from training.export import export, lineage, next_version
 from training.fit import fit
 from training.graph import Served, round_to_half
+from training.licence import CNMC
 from training.module import CellModule, Scaled
 from training.novelty.judge import draw_pictures
 from training.novelty.score import Novelty
@@ -347,6 +349,11 @@ def test_the_exported_folder_is_whole(exported: Path) -> None:
     report = json.loads((exported / "report.json").read_text())
     assert f"{report['test']['auroc']:.3f}" in card
     assert report["split"]["name"] in card
+    assert manifest.provenance["data"] == manifest.licence["data"] == CNMC
+    assert f"Weights: not stated. Start weights: none: random initialisation. Data: {CNMC}." in card
+    assert "One laboratory, one stain" in card
+    of_own = model_card(run_config(), report, "1.0.0", manifest.licence | {"data": "cells of Ward 3"})
+    assert not any(word in of_own for word in ("C-NMC", "One laboratory"))
     assert [path.name for path in exported.parent.iterdir()] == ["1.2.3"]
 
 
