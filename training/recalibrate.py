@@ -21,7 +21,7 @@ from app.core.postprocess import softmax
 from app.core.spec import MODEL_FILE, REPORT_FILE, Manifest
 from training.calibrate import choose_review_band, fit_temperature
 from training.data.arrays import load_inputs, targets
-from training.data.index import load_index
+from training.data.index import contradictory, load_index
 from training.data.labels import ALL, LABELS
 from training.errors import DataError, RunError
 from training.evaluate import WANTED_ACCURACY, WANTED_SENSITIVITY
@@ -115,7 +115,7 @@ def _refit(folder: Path, manifest: Manifest, variant: str, cells: pl.DataFrame, 
 
 
 def _labelled(index: Path) -> pl.DataFrame:
-    cells = load_index(index).filter(pl.col("label").is_not_null() & ~pl.col("duplicate"))
+    cells = load_index(index).filter(pl.col("label").is_not_null() & ~pl.col("duplicate") & ~contradictory())
     counts = {label: int((cells["label"] == label).sum()) for label in LABELS}
     if min(counts.values()) < _LEAST_CELLS:
         found = ", ".join(f"{count} {label}" for label, count in counts.items())

@@ -18,7 +18,7 @@ from app.core.spec import CARD_FILE, Manifest
 from tests.training.conftest import INPUT, SPLIT, run_config
 from training.cli import app
 from training.config import ProbeRunConfig
-from training.data.drawn import write_dataset
+from training.data.drawn import cell_bytes, write_dataset
 from training.data.index import INDEX_FILE, build_index, write_index
 from training.data.labels import ALL
 from training.data.splits import cut_by_subject
@@ -258,6 +258,9 @@ def test_a_model_is_fitted_to_another_site(
     evaluate(whole, pictures=2, judged_by=judges)
     folder = export(whole, tmp_path / "models", "1.0.0")
     site = write_dataset(tmp_path / "site", folds=1, subjects=3, cells=2)
+    for label in ("all", "hem"):  # a picture with both labels, which says nothing
+        doubtful = next(site.rglob("all")).parent / label / f"UID_77_1_1_{label}.bmp"
+        doubtful.write_bytes(cell_bytes("ALL", 77))
     index = site / INDEX_FILE
     write_index(build_index(site, index), index)
     with pytest.raises(DataError, match="6 ALL, 6 HEM cells; expected at least 50 of each"):
