@@ -59,7 +59,7 @@ def evaluate(
     data = run.load_data()
     observer = Observer(run)
     judged, novelty = _judge_novelty(run, data, observer, pictures)
-    validation = run.held_out() or HeldOut(
+    validation = run.held_out(data) or HeldOut(
         data.split.validation, observer.see(data.inputs, data.split.validation, views=views).logits
     )
     temperature = fit_temperature(validation.logits, data.targets[validation.rows])

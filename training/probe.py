@@ -80,7 +80,7 @@ def probe(config: ProbeRunConfig, index: Path, folder: Path) -> float:
     truth = data.targets[rows] == ALL
     losses = {c: _cross_entropy(margin, truth) for c, margin in margins.items()}
     best = min(losses, key=losses.__getitem__)
-    run.save_held_out(HeldOut(rows, as_logits(margins[best])))
+    run.save_held_out(HeldOut(rows, as_logits(margins[best])), data)
     _put(solve(*examples(features, truth, rows, np.arange(len(rows))), strength=best), head)
     run.save_weights(network.state_dict())
     return losses[best]

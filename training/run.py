@@ -33,6 +33,7 @@ PAGE_FILE: Final = "report.html"
 NOVELTY_FILE: Final = "novelty.safetensors"
 CHECKPOINTS: Final = "checkpoints"
 HISTORY_FILE: Final = "logs/metrics.csv"
+_SPLIT: Final = "split_sha256"
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,33 @@ class Run:
 
     folder: Path
 
-    def start(self, config: DataConfig, index: Path) -> None:
-        """Make the folder, or check that it belongs to the same configuration and index.
+    def start(self, config: DataConfig, index: Path, split_sha256: str) -> None:
+        """Make the folder, or check that it belongs to the same configuration, index and split.
 
         A folder where nothing was learnt, for its run could not start, may take another configuration. Licences
         change nothing that is learnt, and may always be stated anew.
 
+        Args:
+            config: Of the run.
+            index: Made by ``leukoscope-train index``.
+            split_sha256: Which picture is in which part (`training.data.splits.Split.sha256`).
+
         Raises:
-            RunError: The folder belongs to another configuration or index.
+            RunError: The folder belongs to another configuration or index, or the index has changed.
         """
         settings = {"config": config.model_dump(mode="json"), "index": str(index.resolve())}
         file = self.folder / CONFIG_FILE
         learnt = file.exists() and (self.is_finished or any((self.folder / CHECKPOINTS).glob("*.ckpt")))
-        if learnt and _without_licences(_read_settings(file, type(config))) != _without_licences(settings):
-            raise RunError(f"{self.folder} belongs to a run with another configuration or index; name another folder")
+        if learnt:
+            earlier = _read_settings(file, type(config))
+            self._check_split(earlier.pop(_SPLIT, split_sha256), split_sha256)
+            if _without_licences(earlier) != _without_licences(settings):
+                raise RunError(
+                    f"{self.folder} belongs to a run with another configuration or index; name another folder"
+                )
         self.folder.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".part{os.getpid()}")
-        part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(settings | {_SPLIT: split_sha256}, indent=2) + "\n", encoding="utf-8")
         part.replace(file)
 
     def config(self) -> RunConfig | ProbeRunConfig:
@@ -94,8 +105,17 @@ class Run:
         return Path(str(self._settings()["index"]))
 
     def load_data(self) -> Data:
-        """Return the run's data, as it was split."""
-        return Data.load(self.index(), self.config(), self.cache())
+        """Return the run's data, as it was split.
+
+        Raises:
+            RunError: The index has changed, and so has the split: what was learnt from may be in the test part.
+            DataError: The index or a picture can't be read.
+        """
+        data = Data.load(self.index(), self.config(), self.cache())
+        now = data.split.sha256(data.cells)
+        # Runs of earlier versions do not say how they were split.
+        self._check_split(self._settings().get(_SPLIT, now), now)
+        return data
 
     def cache(self) -> Path:
         """Return the folder of decoded arrays, which neighbouring runs share."""
@@ -117,17 +137,22 @@ class Run:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
         part.replace(self.folder / WEIGHTS_FILE)
 
-    def save_held_out(self, held_out: HeldOut) -> None:
-        """Write what was held out in turn."""
-        np.savez(self.folder / HELD_OUT_FILE, rows=held_out.rows, logits=held_out.logits)
+    def save_held_out(self, held_out: HeldOut, data: Data) -> None:
+        """Write what was held out in turn, with the pictures' hashes: an index of more cells has other rows."""
+        pictures = np.array(data.cells[held_out.rows]["sha256"].to_list())
+        np.savez(self.folder / HELD_OUT_FILE, rows=held_out.rows, sha256=pictures, logits=held_out.logits)
 
-    def held_out(self) -> HeldOut | None:
-        """Return what was held out in turn; None if the run did not learn from its validation part."""
+    def held_out(self, data: Data) -> HeldOut | None:
+        """Return what was held out in turn, by rows of the run's data; None if the validation part taught nothing."""
         file = self.folder / HELD_OUT_FILE
         if not file.is_file():
             return None
         with np.load(file) as stored:
-            return HeldOut(stored["rows"], stored["logits"])
+            if "sha256" not in stored:  # of earlier versions
+                return HeldOut(stored["rows"], stored["logits"])
+            learnt = np.concatenate([data.split.train, data.split.validation])
+            row_of = dict(zip(data.cells[learnt]["sha256"], learnt, strict=True))
+            return HeldOut(np.array([row_of[one] for one in stored["sha256"].tolist()]), stored["logits"])
 
     def load_network(self) -> Classifier:
         """Return the run's network with its best weights, in evaluation mode.
@@ -146,6 +171,13 @@ class Run:
         except SafetensorError as error:
             raise RunError(f"{self.folder / WEIGHTS_FILE} is damaged ({error}); make the run anew") from error
         return network.eval()
+
+    def _check_split(self, earlier: str, now: str) -> None:
+        if earlier != now:
+            raise RunError(
+                f"{self.folder}: the index has changed since this run began, so that it would be split otherwise; make "
+                "the index of the same cells again, or begin another run"
+            )
 
     def _settings(self) -> dict[str, Any]:
         return _read_settings(self.folder / CONFIG_FILE)

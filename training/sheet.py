@@ -14,6 +14,7 @@ from training.data.arrays import read_cells
 from training.data.augment import Augment
 from training.data.index import load_index
 from training.data.labels import LABELS
+from training.errors import DataError
 
 _GAP_PX: Final = 2
 
@@ -29,9 +30,11 @@ def contact_sheet(config: RunConfig, index: Path, file: Path, *, cells: int = 8,
         views: Number of augmented pictures of each.
 
     Raises:
-        DataError: The index or a picture can't be read.
+        DataError: The index or a picture can't be read, or no cell has a label.
     """
     chosen = _choose(load_index(index), cells)
+    if not len(chosen):
+        raise DataError(f"{index} has no labelled cells to show")
     inputs = read_cells(chosen, index.parent, config.input.spec())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)

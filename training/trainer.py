@@ -40,7 +40,7 @@ def prepare(config: DataConfig, index: Path, folder: Path) -> tuple[Run, Data, C
     """
     run = Run(folder)
     data = Data.load(index, config, run.cache())
-    run.start(config, index)
+    run.start(config, index, data.split.sha256(data.cells))
     L.seed_everything(config.seed, workers=True, verbose=False)
     network = network_of(config)
     apply_start(network, config.model.start, config.seed)

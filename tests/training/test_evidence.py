@@ -37,7 +37,7 @@ def run(a_report: dict[str, Any], tmp_path: Path) -> Run:
     weights.write_bytes(b"weights")
     start = {"kind": "file", "file": str(weights), "licence": "ours"}
     made = Run(tmp_path / "runs" / "tiny-fold-1")
-    made.start(run_config(model={"network": "efficientnet-lite0", "start": start}), tmp_path / "cells.parquet")
+    made.start(run_config(model={"network": "efficientnet-lite0", "start": start}), tmp_path / "cells.parquet", "")
     (made.folder / "report.json").write_text(json.dumps(a_report))
     return made
 

@@ -86,9 +86,9 @@ def test_what_lies_beside_a_file_and_says_nothing_is_passed_over(tmp_path: Path,
 
 def test_a_run_s_licences_can_be_stated_anew_but_nothing_else(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    run.start(run_config(), tmp_path / "cells.parquet")
+    run.start(run_config(), tmp_path / "cells.parquet", "0")
     (run.folder / "weights.safetensors").write_bytes(b"")
-    run.start(run_config(**OURS), tmp_path / "cells.parquet")
+    run.start(run_config(**OURS), tmp_path / "cells.parquet", "0")
     assert run.config().licence.weights == "MIT"
     with pytest.raises(RunError, match="another configuration"):
-        run.start(run_config(**OURS, seed=8), tmp_path / "cells.parquet")
+        run.start(run_config(**OURS, seed=8), tmp_path / "cells.parquet", "0")

@@ -167,9 +167,9 @@ def test_solving_is_a_logistic_regression_on_standardised_features() -> None:
 
 def test_the_stored_network_says_what_was_solved(judges: list[Run]) -> None:
     run = judges[0]
-    held_out = run.held_out()
-    assert held_out is not None
     data = run.load_data()
+    held_out = run.held_out(data)
+    assert held_out is not None
     learnt = np.sort(np.concatenate([data.split.train, data.split.validation]))
     assert np.array_equal(held_out.rows, learnt)
     validation = pl.read_parquet(run.folder / "predictions.parquet").filter(pl.col("part") == "validation")
