@@ -218,7 +218,7 @@ def lineage(config: DataConfig) -> list[dict[str, Any]]:
         taken = read_report(source)
         entry["taken_from"] = {name: taken[name] for name in ("model", "file", "sha256")}
         return [entry, *taken["lineage"]]
-    earlier = Run(file.parent).feature_config()
+    earlier = Run(file.parent).any_config()
     return [entry, *(lineage(earlier) if earlier else [])]
 
 

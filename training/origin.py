@@ -1,6 +1,8 @@
-"""Whose weights a start file holds, as far as what lies beside it says."""
+"""Where a start file is from, as far as what lies beside it says: whose it is, and who taught it on what."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -9,6 +11,9 @@ CONFIG_FILE: Final = "config.json"
 # Beside weights that were taken out of an exported model (`training.unpack`): which one.
 SOURCE_FILE: Final = "source.json"
 NOT_STATED: Final = "not stated"
+
+# What is not there, or not what it should be.
+_AMISS: Final = (OSError, ValueError, KeyError, TypeError)
 
 
 class Origin(NamedTuple):
@@ -23,6 +28,19 @@ class Origin(NamedTuple):
     weights: str
 
 
+@dataclass(frozen=True)
+class Ancestor:
+    """A run that weights have come through.
+
+    Attributes:
+        tables: Its configuration, unchecked: it may be of an earlier version.
+        index: That it was made from, if it lies on this machine.
+    """
+
+    tables: dict[str, Any]
+    index: Path | None = None
+
+
 def origin_of(file: Path) -> Origin:
     """Say whose weights a file holds: those of a run, of an exported model, or unknown ones.
 
@@ -31,11 +49,33 @@ def origin_of(file: Path) -> Origin:
     """
     for name, read in ((SOURCE_FILE, _of_model), (CONFIG_FILE, _of_run)):
         try:
-            who, weights, start = read(json.loads((file.parent / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
+            who, weights, start = read(_beside(file, name))
+        except _AMISS:
             continue
         return Origin(f"{who} (licence: {weights}), from {start}", weights)
     return Origin(f"{NOT_STATED}: a file named on the command line", NOT_STATED)
+
+
+def ancestors(file: Path) -> Iterator[Ancestor]:
+    """Yield the runs that a start file has come through, the last one first; none where nothing is known."""
+    try:
+        for entry in _beside(file, SOURCE_FILE)["lineage"]:
+            yield Ancestor(dict(entry["configuration"]))
+    except _AMISS:
+        try:
+            settings = _beside(file, CONFIG_FILE)
+            run = Ancestor(dict(settings["config"]), Path(settings["index"]))
+            start = run.tables["model"]["start"].get("file")
+        except _AMISS:
+            return
+        yield run
+        if start and Path(start).parent != file.parent:
+            yield from ancestors(Path(start))
+
+
+def _beside(file: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((file.parent / name).read_text(encoding="utf-8"))
+    return found
 
 
 def _of_model(source: dict[str, Any]) -> tuple[str, str, str]:

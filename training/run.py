@@ -92,12 +92,12 @@ class Run:
         """
         return classifier_config(self._settings()["config"])
 
-    def feature_config(self) -> FeatureRunConfig | None:
-        """Return the configuration of a run that taught features; None if this folder is no such run."""
+    def any_config(self) -> DataConfig | None:
+        """Return the configuration of a run of any kind; None if this folder is none."""
         try:
-            settings = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            return FeatureRunConfig.model_validate(settings["config"])
-        except (OSError, ValueError, KeyError):
+            tables = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))["config"]
+            return FeatureRunConfig.model_validate(tables) if "distil" in tables else classifier_config(tables)
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def index(self) -> Path:

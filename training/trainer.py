@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from training.config import DataConfig
 from training.data.dataset import Data
+from training.descent import check_start
 from training.history import History
 from training.processes import Processes, processes
 from training.progress import CellProgress
@@ -36,10 +37,12 @@ def prepare(config: DataConfig, index: Path, folder: Path) -> tuple[Run, Data, C
         The run, its data, and its network in the memory format that convolutions are fastest in.
 
     Raises:
-        TrainingError: The data, the start weights or the folder are wrong.
+        TrainingError: The data, the start weights or the folder are wrong, or the start weights have learnt from
+            subjects of the test part.
     """
     run = Run(folder)
     data = Data.load(index, config, run.cache())
+    check_start(config, data)
     run.start(config, index, data.split.sha256(data.cells))
     L.seed_everything(config.seed, workers=True, verbose=False)
     network = network_of(config)

@@ -203,7 +203,7 @@ def test_features_are_taught_and_can_start_a_classifier(drawn_index: Path, tmp_p
     run = fit(config, drawn_index, tmp_path / "run", progress=False).run
     name = "backbone.conv_stem.weight"
     torch.testing.assert_close(weights(run)[name], load_file(file)["conv_stem.weight"], rtol=0, atol=0.01)
-    assert run.feature_config() is None
+    assert run.any_config() == run.config()
     assert [entry["configuration"]["name"] for entry in lineage(config)] == ["tiny", "tiny-features"]
     file.unlink()
     with pytest.raises(RunError, match="start weights are gone"):
