@@ -7,10 +7,11 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final, Self
 
-from app.core.naming import PICTURE_SUFFIXES
+from app.core.naming import is_picture
+from app.core.tree import walk
 from app.folder.errors import UsageError
 from app.folder.stores import StoredFile, is_url, listed
 
@@ -144,7 +145,7 @@ def _expand(pattern: str) -> list[Path]:
 def _stored(url: str) -> Iterator[Entry | None]:
     for file, size in listed(url):
         # What is named outright is taken whatever its name.
-        if not _is_picture(file) and file != url:
+        if not is_picture(file) and file != url:
             yield None
             continue
         problem = "The name has '::', which fsspec takes for a chain of URLs." if "::" in file else None
@@ -168,20 +169,13 @@ def _entries(path: Path) -> Iterator[Entry | None]:
 
 def _walk(top: Path) -> Iterator[Entry | None]:
     unreadable: list[OSError] = []
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(top, onerror=unreadable.append, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above would go round for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(folder, name)
+    for folder, files in walk(top, unreadable.append):
+        for name in files:
+            path = folder / name
             if path.suffix.lower() == _ARCHIVE_SUFFIX:
                 yield from _archive(path)
             else:
-                yield _file(path) if _is_picture(name) and path.is_file() else None
+                yield _file(path) if is_picture(name) and path.is_file() else None
     for error in unreadable:
         path = Path(error.filename)
         yield Entry(_key(path), path, problem=f"The folder can't be read: {error.strerror}.")
@@ -202,19 +196,11 @@ def _archive(path: Path) -> Iterator[Entry | None]:
         yield Entry(_key(path), path, problem=f"The zip archive can't be read: {error}.")
         return
     for member in members:
-        if not _is_picture(member.filename):
+        if not is_picture(member.filename):
             yield None
             continue
         problem = "The archive's member is encrypted." if member.flag_bits & _ENCRYPTED else None
         yield Entry(f"{_key(path)}/{member.filename}", path, member.filename, member.file_size, problem)
-
-
-def _is_picture(name: str) -> bool:
-    """Tell by the name; ``._cell.bmp`` and ``__MACOSX/`` are a Mac's notes about files, no pictures."""
-    path = PurePosixPath(name)
-    return (
-        path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts[:-1]
-    )
 
 
 def _key(path: Path) -> str:

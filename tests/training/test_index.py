@@ -134,6 +134,31 @@ def test_plain_folders_take_subjects_from_names_or_folders_or_know_none(tmp_path
     assert rows["hem/2.bmp"]["group"] is None
 
 
+def test_links_are_followed_and_never_in_a_circle(data: Path, tmp_path: Path) -> None:
+    top = tmp_path / "linked"
+    top.mkdir()
+    (top / "download").symlink_to(data)
+    (data / "training_data" / "round").symlink_to(data)
+    cells = build_index(top, top / INDEX_FILE).cells
+    assert len(cells) == len(cells["path"].unique()) == 8
+    assert set(cells["source"]) == {"training"}
+
+
+def test_what_is_hidden_is_no_cell(data: Path) -> None:
+    for name in (".ipynb_checkpoints/UID_1_1_1_all.bmp", "._UID_1_1_1_all.bmp", "__MACOSX/UID_1_1_1_all.bmp"):
+        path = fold(data, 0, "all") / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(cell_bytes("ALL", 7))
+    result = build_index(data, data / INDEX_FILE)
+    assert len(result.cells) == 8
+    assert {fault.kind for fault in result.faults} == {"missing"}
+
+
+def test_the_preliminary_test_can_be_named_itself(data: Path) -> None:
+    folder = preliminary(data, "UID_57_29_1_all.bmp,1.bmp,1\nUID_h31_29_1_hem.bmp,2.bmp,0\n")
+    assert index(folder)["subject"].to_list() == ["57", "H31"]
+
+
 def preliminary(data: Path, rows: str, pictures: int = 2) -> Path:
     folder = data / "validation_data" / "C-NMC_test_prelim_phase_data"
     folder.mkdir(parents=True)

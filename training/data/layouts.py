@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from app.core.naming import CELL_NAME, PICTURE_SUFFIXES
+from app.core.naming import CELL_NAME, is_picture
+from app.core.tree import walk
 
 Source = Literal["training", "preliminary", "final", "own"]
 FaultKind = Literal["unreadable", "misnamed", "missing", "duplicated", "odd size", "two labels", "two classes"]
@@ -72,11 +73,15 @@ def find_places(data: Path) -> tuple[list[Place], list[Fault]]:
     """
     places: list[Place] = []
     faults: list[Fault] = []
+    unreadable: list[OSError] = []
     tables: dict[Path, dict[str, str]] = {}
-    for folder in sorted(path for path in data.rglob(_PRELIMINARY) if path.is_dir()):
+    folders = dict(walk(data, unreadable.append))
+    for folder in sorted(folder for folder in folders if folder.name == _PRELIMINARY):
         tables[folder] = {}
         faults += _read_labels(folder, tables[folder])
-    for path in sorted(path for path in data.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES):
+    faults += [Fault("unreadable", Path(error.filename), f"can't be read: {error.strerror}") for error in unreadable]
+    pictures = (folder / name for folder, names in folders.items() for name in names if is_picture(name))
+    for path in sorted(pictures):
         try:
             found = _place(path, (data.resolve().name, *path.relative_to(data).parts[:-1]), tables)
         except ValueError as error:
