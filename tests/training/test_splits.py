@@ -122,8 +122,10 @@ def test_too_few_subjects_are_refused() -> None:
 
 
 def test_a_missing_fold_is_refused() -> None:
-    with pytest.raises(DataError, match="no fold 2"):
+    with pytest.raises(DataError, match=r"no fold 2; it has \[0, 1\]"):
         make_split(table(), SplitConfig(kind="fold", test_fold=2, parts=3))
+    with pytest.raises(DataError, match="no fold 1; cells of one's own have none: use --split subject:0"):
+        make_split(both_classes(0, 6, 6), SplitConfig(kind="fold", parts=3))
 
 
 @st.composite

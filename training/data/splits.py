@@ -101,7 +101,8 @@ def by_fold(cells: pl.DataFrame, config: SplitConfig) -> Split:
     test, rows = _once(cells, mine & chosen), _once(cells, mine & ~chosen)
     if len(test) == 0:
         folds = sorted(cells.filter(pl.Series(mine))["fold"].drop_nulls().unique())
-        raise DataError(f"the index has no fold {config.test_fold}; it has {folds}")
+        told = f"it has {folds}" if folds else "cells of one's own have none: use --split subject:0"
+        raise DataError(f"the index has no fold {config.test_fold}; {told}")
     train, validation = cut_by_subject(cells, _without_groups_of(cells, rows, test), config)[0]
     name = f"fold-{config.test_fold}-as-test, validation 1/{config.parts} of the other subjects"
     return Split(f"{DISJOINT}: {name}{_suffix(config)}", train, validation, test)
