@@ -74,11 +74,13 @@ class Run:
         learnt = file.exists() and (self.is_finished or any((self.folder / CHECKPOINTS).glob("*.ckpt")))
         if learnt:
             earlier = _read_settings(file, type(config))
-            self._check_split(earlier.pop(_SPLIT, split_sha256), split_sha256)
+            split = earlier.pop(_SPLIT, split_sha256)
+            # First: another configuration may split otherwise, and then it is not the index that has changed.
             if _without_licences(earlier) != _without_licences(settings):
                 raise RunError(
                     f"{self.folder} belongs to a run with another configuration or index; name another folder"
                 )
+            self._check_split(split, split_sha256)
         self.folder.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".part{os.getpid()}")
         part.write_text(json.dumps(settings | {_SPLIT: split_sha256}, indent=2) + "\n", encoding="utf-8")

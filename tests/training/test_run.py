@@ -61,6 +61,11 @@ def test_an_index_that_splits_otherwise_is_refused(run: Run, index: Path) -> Non
         run.start(run_config(), index, split_of(index))
 
 
+def test_another_configuration_is_named_before_its_other_split(run: Run, index: Path) -> None:
+    with pytest.raises(RunError, match="another configuration"):
+        run.start(run_config(split={"kind": "image"}), index, "another")
+
+
 def test_cells_outside_the_split_may_come_and_move_no_held_out_answer(run: Run, index: Path) -> None:
     before = run.load_data()
     rows = np.concatenate([before.split.train, before.split.validation])
