@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from training.config import ProbeRunConfig, RunConfig
+from training.epochs import ended
 from training.licence import CNMC
 from training.tables import InputConfig
 
@@ -46,6 +47,7 @@ def model_card(
         _subjects(report["test"]["subjects"], report.get("novelty")),
         "## How it was made",
         _recipe(config),
+        *filter(None, [ended(report)]),
         *_variants(report, variants),
         "## Limits",
         _LIMITS if CNMC in licence["data"] else _OWN_LIMITS,

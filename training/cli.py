@@ -125,6 +125,16 @@ def fit_command(
         console.print(f"{result.run.folder}: best validation loss {result.best_loss:.4f}")
 
 
+@app.command("end")
+def end_command(run: RunFolder) -> None:
+    """End an interrupted run at its last checkpoint, so that it can be judged as it stands."""
+    from training.fit import end
+    from training.run import Run
+
+    epochs, planned = end(Run(run))
+    console.print(f"{run}: ended after {epochs} of {planned} epochs; 'fit' would go on with it")
+
+
 @app.command("probe")
 def probe_command(
     config: Annotated[Path, typer.Argument(help="A TOML file such as training/configs/efficientnet-lite0.toml.")],

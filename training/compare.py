@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from training.epochs import epochs
 from training.errors import RunError
 from training.published import beside_published
 from training.run import FLOOR, REPORT_FILE
@@ -78,7 +79,7 @@ def row(judged: Judged) -> tuple[str, ...]:
         report["split"]["name"],
         f"{test['cells']}",
         *(figure(name) for name in _FIGURES),
-        str(report["epochs"] or ""),
+        epochs(report),
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from app.core.parts import ReviewBand
 from app.core.postprocess import softmax
 from training.calibrate import choose_review_band, fit_temperature
+from training.config import RunConfig
 from training.data.datamodule import balanced_weights
 from training.data.dataset import Data
 from training.data.labels import ALL, LABELS
@@ -128,6 +129,8 @@ def _describe_run(run: Run, views: int) -> dict[str, Any]:
     """What tables of several runs say of one."""
     config = run.config()
     log = run.folder / HISTORY_FILE
+    logged = int(pl.read_csv(log)["epoch"].max()) + 1 if log.is_file() else None  # type: ignore[arg-type]
+    ended = run.ended_after
     return {
         "model": config.name,
         "network": config.model.network,
@@ -136,7 +139,9 @@ def _describe_run(run: Run, views: int) -> dict[str, Any]:
         "input": config.input.model_dump(mode="json"),
         "seed": config.seed,
         "views": views,
-        "epochs": int(pl.read_csv(log)["epoch"].max()) + 1 if log.is_file() else None,  # type: ignore[arg-type]
+        "epochs": ended or logged,
+        # Only of a run that was ended by hand: stopping early is a run's own end.
+        "planned_epochs": config.fit.epochs if ended and isinstance(config, RunConfig) else None,
     }
 
 

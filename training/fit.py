@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
 from training.config import RunConfig
 from training.data.datamodule import CellData
 from training.data.dataset import Data
-from training.errors import DataError
+from training.errors import DataError, RunError
 from training.frozen import can_be_pooled, pooled_features
 from training.losses import balanced_class_weights
 from training.module import CellModule
@@ -75,6 +75,7 @@ def fit(
     """
     run, data, network = prepare(config, index, folder)
     _check_size(data, config)
+    run.go_on()
     pooled = pool_frozen and can_be_pooled(config, network)
     if pooled:
         data = dataclasses.replace(data, inputs=pooled_features(network, config, data, run.cache()))
@@ -95,9 +96,35 @@ def fit(
         gradient_clip_val=config.optimiser.clip_norm or None,
     )
     if trainer.is_global_zero:
-        kept = _BEST if config.fit.keep == "best" else _LAST
-        run.save_weights(_network_state(folder / CHECKPOINTS / f"{kept}.ckpt"))
+        run.save_weights(_network_state(_kept(run, config)))
     return FitResult(run, trainer, module, float(least.best_model_score or "nan"))
+
+
+def end(run: Run) -> tuple[int, int]:
+    """End a run where its last checkpoint stands: the weights that it has by then can be judged.
+
+    What is judged says so. `fit` goes on with the run as if it had not been ended.
+
+    Args:
+        run: An interrupted one.
+
+    Returns:
+        Epochs that it was fitted for, and how many the configuration wants.
+
+    Raises:
+        RunError: The run has no whole epoch, is at its own end, or is of another kind.
+    """
+    config = run.config()
+    if not isinstance(config, RunConfig):
+        raise RunError(f"{run.folder} has no epochs: its last layer is solved; make it with 'leukoscope-train probe'")
+    last = run.last_checkpoint()
+    if last is None:
+        raise RunError(f"{run.folder} has no checkpoint: one is written at the end of each epoch")
+    if run.is_finished and run.ended_after is None:
+        raise RunError(f"{run.folder} is at its own end; there is nothing to end")
+    epochs = _fitted(last)
+    run.end(_network_state(_kept(run, config)), epochs)
+    return epochs, config.fit.epochs
 
 
 def _epochs(run: Run, config: RunConfig) -> int:
@@ -105,7 +132,16 @@ def _epochs(run: Run, config: RunConfig) -> int:
     last = run.last_checkpoint()
     if last is None or not run.is_finished:
         return config.fit.epochs
-    return int(read_checkpoint(last)["epoch"]) + 1
+    return _fitted(last)
+
+
+def _fitted(checkpoint: Path) -> int:
+    return int(read_checkpoint(checkpoint)["epoch"]) + 1
+
+
+def _kept(run: Run, config: RunConfig) -> Path:
+    """The checkpoint whose weights are the run's."""
+    return run.folder / CHECKPOINTS / f"{_BEST if config.fit.keep == 'best' else _LAST}.ckpt"
 
 
 def _check_size(data: Data, config: RunConfig) -> None:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training import plots
+from training.epochs import ended
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; }
-td { text-align: right; } td:first-child, th { text-align: left; } .leak { background: #fde8e8; padding: .7rem; }
+td { text-align: right; } td:first-child, th { text-align: left; } .warning { background: #fde8e8; padding: .7rem; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; } figcaption { font-size: .8rem; }
 .row svg { max-width: 100%; height: auto; }
 """
@@ -103,14 +104,15 @@ def _split(report: dict[str, Any]) -> str:
         for part, counts in split["parts"].items()
     ]
     leak = (
-        '<p class="leak">This split leaks: cells of one subject stand on several sides. The figures say how well the '
-        "model knows these subjects, not how well it judges new ones.</p>"
+        '<p class="warning">This split leaks: cells of one subject stand on several sides. The figures say how well '
+        "the model knows these subjects, not how well it judges new ones.</p>"
     )
     views = f"; each test answer is the mean over {report['views']} views" if report["views"] > 1 else ""
     return (
         f"<p>Split: {html.escape(split['name'])} (sha256 {split['sha256'][:16]}){views}. "
         f"Temperature {report['temperature']:.3f}, from the validation part.</p>"
         + (leak if split["leaks"] else "")
+        + (f'<p class="warning">{words}</p>' if (words := ended(report)) else "")
         + _table(("part", "ALL cells", "ALL subjects", "HEM cells", "HEM subjects"), rows)
     )
 

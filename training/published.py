@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from training.epochs import epochs
+
 _NOT_RUN: Final = "not run"
 _NO_WEIGHTS: Final = "no weights"
 
@@ -72,4 +74,8 @@ def _line(system: System, reports: Sequence[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def _accuracy(reports: Sequence[dict[str, Any]], part: str, absent: str) -> str:
-    return ", ".join(f"{report[part]['accuracy']:.4f}" for report in reports) or absent
+    return ", ".join(f"{report[part]['accuracy']:.4f}{_unfinished(report)}" for report in reports) or absent
+
+
+def _unfinished(report: dict[str, Any]) -> str:
+    return f" (ended after {epochs(report)} epochs)" if report.get("planned_epochs") else ""

@@ -34,6 +34,7 @@ NOVELTY_FILE: Final = "novelty.safetensors"
 CHECKPOINTS: Final = "checkpoints"
 HISTORY_FILE: Final = "logs/metrics.csv"
 _SPLIT: Final = "split_sha256"
+_ENDED_FILE: Final = "ended.json"
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,36 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run was fitted to its end."""
+        """Whether the run has its weights: it was fitted to its end, or ended before."""
         return (self.folder / WEIGHTS_FILE).is_file()
+
+    @property
+    def ended_after(self) -> int | None:
+        """Epochs after which the run was ended by hand; None if it was not.
+
+        Raises:
+            RunError: What says so is damaged.
+        """
+        file = self.folder / _ENDED_FILE
+        if not (self.is_finished and file.is_file()):
+            return None
+        try:
+            return int(json.loads(file.read_text(encoding="utf-8"))["epochs"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} is damaged; remove {self.folder / WEIGHTS_FILE} and end the run again") from error
+
+    def end(self, state: dict[str, Tensor], epochs: int) -> None:
+        """Take weights for those of the whole run, and note after how many epochs."""
+        # First the note: weights without one would pass for those of the run's own end.
+        (self.folder / _ENDED_FILE).write_text(json.dumps({"epochs": epochs}) + "\n", encoding="utf-8")
+        self.save_weights(state)
+
+    def go_on(self) -> None:
+        """Forget that the run was ended, if it was, and with that the weights that it was ended with."""
+        mark = self.folder / _ENDED_FILE
+        if mark.is_file():
+            (self.folder / WEIGHTS_FILE).unlink(missing_ok=True)
+            mark.unlink(missing_ok=True)
 
     def save_weights(self, state: dict[str, Tensor]) -> None:
         """Write a network's weights."""
@@ -163,7 +192,10 @@ class Run:
             RunError: The run has not been fitted, or its weights are damaged.
         """
         if not self.is_finished:
-            raise RunError(f"{self.folder} has no {WEIGHTS_FILE}; fit the run to its end first")
+            raise RunError(
+                f"{self.folder} has no {WEIGHTS_FILE}; fit the run to its end first, or take its last checkpoint "
+                "for it with 'leukoscope-train end'"
+            )
         config = self.config()
         network = network_of(config)
         if config.model.quantised:

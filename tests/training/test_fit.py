@@ -20,11 +20,15 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from app.core.spec import CARD_FILE
 from tests.training.conftest import run_config, write_toml
+from training.compare import read_reports, row
 from training.config import LossConfig, OptimiserConfig
 from training.data.datamodule import EpochSampler
 from training.errors import DataError, RunError
-from training.fit import fit
+from training.evaluate import evaluate
+from training.export import export
+from training.fit import end, fit
 from training.history import History
 from training.losses import balanced_class_weights, classification_loss
 from training.module import CellModule, Scaled
@@ -89,6 +93,9 @@ def test_optimisers(name: str, kind: type[torch.optim.Optimizer]) -> None:
     assert {group["lr"] for group in optimiser.param_groups} == {1e-3, 1e-2}
     assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(network.parameters()))
     assert all(group.get("eps", 1e-7) == 1e-7 for group in optimiser.param_groups)
+    assert all(group.get("fused") in {None, False} for group in optimiser.param_groups)  # gradients are clipped
+    unclipped = build_optimiser(network, config.model_copy(update={"clip_norm": 0.0}))
+    assert all(bool(group.get("fused")) == (name in {"adam", "adamw"}) for group in unclipped.param_groups)
     network.backbone.requires_grad_(requires_grad=False)
     assert {group["lr"] for group in build_optimiser(network, config).param_groups} == {1e-2}
 
@@ -294,6 +301,49 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_weights(drawn_index: Path
     assert history(resumed) == history(whole)
 
 
+def test_a_run_ended_by_hand_says_so_wherever_it_is_judged_and_can_go_on(
+    drawn_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"epochs": 3, "batch_size": 2, "accelerator": "cpu", "keep": "last"}
+    config = run_config(model=LITE, fit=settings)
+    whole = fit(config, drawn_index, tmp_path / "whole", progress=False).run
+    cut = Run(tmp_path / "cut")
+    with monkeypatch.context() as patched:
+        patched.setattr(CellModule, "training_step", cut_in_epoch(2))
+        with pytest.raises(CutOffError):
+            fit(config, drawn_index, cut.folder, progress=False)
+    with pytest.raises(RunError, match="leukoscope-train end"):
+        evaluate(cut, pictures=2)
+
+    assert end(cut) == (2, 3)
+    report = evaluate(cut, pictures=2)
+    assert (report["epochs"], report["planned_epochs"]) == (2, 3)
+    words = "ended by hand after 2 of 3 epochs"
+    assert words in (cut.folder / "report.html").read_text()
+    assert words in (export(cut, tmp_path / "models", "1.0.0") / CARD_FILE).read_text()
+    assert row(*read_reports([cut.folder]))[-1] == "2 of 3"
+
+    fit(config, drawn_index, cut.folder, progress=False)
+    expected, actual = (load_file(run.folder / "weights.safetensors") for run in (whole, cut))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=0, msg=name)
+    report = evaluate(cut, pictures=2)
+    assert (report["epochs"], report["planned_epochs"]) == (3, None)
+    assert "ended by hand" not in (cut.folder / "report.html").read_text()
+
+
+def test_what_can_not_be_ended_is_named(drawn_index: Path, tmp_path: Path) -> None:
+    config = run_config(model=LITE, fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"})
+    run = fit(config, drawn_index, tmp_path / "run", progress=False).run
+    with pytest.raises(RunError, match="is at its own end"):
+        end(run)
+    run.last_checkpoint().unlink()  # type: ignore[union-attr]
+    with pytest.raises(RunError, match="has no checkpoint"):
+        end(run)
+    with pytest.raises(RunError, match="is no run"):
+        end(Run(tmp_path))
+
+
 @pytest.mark.parametrize("left", [0, 1000])
 def test_damaged_files_of_a_run_are_named(left: int, drawn_index: Path, tmp_path: Path) -> None:
     config = run_config(model=LITE, fit={"epochs": 1, "batch_size": 4, "accelerator": "cpu"})
@@ -304,6 +354,21 @@ def test_damaged_files_of_a_run_are_named(left: int, drawn_index: Path, tmp_path
         run.load_network()
     with pytest.raises(RunError, match=r"last\.ckpt is damaged; remove it"):
         fit(config, drawn_index, tmp_path, progress=False)
+
+
+class CutOffError(Exception):
+    """What a run is interrupted by."""
+
+
+def cut_in_epoch(epoch: int) -> Any:
+    step = CellModule.training_step
+
+    def cut_off(module: CellModule, batch: Any, number: int) -> torch.Tensor:
+        if module.current_epoch == epoch and number:
+            raise CutOffError
+        return step(module, batch, number)
+
+    return cut_off
 
 
 def history(run: Run) -> list[tuple[float, ...]]:

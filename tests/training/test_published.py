@@ -37,6 +37,13 @@ def test_each_run_stands_in_the_column_of_its_split() -> None:
     assert line["fold 1 to 0"] == "not run"
 
 
+def test_a_run_that_was_ended_by_hand_is_not_set_beside_whole_ones_unsaid() -> None:
+    cut = report("notebook-attention", "subject-disjoint: fold-1-as-test, validation 1/3, seed 123", 0.7, 0.8)
+    head, lines = beside_published([cut | {"epochs": 23, "planned_epochs": 100}])
+    line = dict(zip(head, next(line for line in lines if "one token" in line[0]), strict=True))
+    assert line["fold 0 to 1"] == "0.8000 (ended after 23 of 100 epochs)"
+
+
 def test_nothing_is_said_of_what_was_not_run() -> None:
     _, lines = beside_published([])
     assert len(lines) == len(SYSTEMS)
