@@ -120,7 +120,8 @@ def test_a_decoder_that_breaks(start: Callable[..., ServerProcess]) -> None:
 
 
 def test_a_device_without_memory_gets_smaller_batches(start: Callable[..., ServerProcess], fault: Path) -> None:
-    server = start(max_batch=8)
+    # Pictures wait for each other: on a slow machine this model is done with each before the next one is decoded.
+    server = start(max_batch=8, max_wait_ms=200)
     with server.client() as client:
         assert client.get("/models/active").json()["max_batch"] == 8
         fault.write_text("memory 2")
